@@ -1,0 +1,47 @@
+"""Private split inference: cut a network in two, send only what the server's half uses, measure what leaks."""
+
+from importlib import import_module
+from typing import Any
+
+from splitveil.errors import MissingExtraError, SplitveilError
+from splitveil.extras import explain_missing
+from splitveil.version import __version__
+
+# Public names and the rooms they live in. They load on first use, so that the edge never imports torch.
+_ROOMS = {
+    "Dataset": "splitveil.data",
+    "load_data": "splitveil.data",
+    "Table1Net": "splitveil.models",
+    "SplitModel": "splitveil.split",
+    "Factors": "splitveil.linear",
+    "factorise": "splitveil.linear",
+    "DistortionBounded": "splitveil.obfuscate",
+    "DistortionFree": "splitveil.obfuscate",
+    "Identity": "splitveil.obfuscate",
+    "PrivacyWarning": "splitveil.obfuscate",
+    "TopComponents": "splitveil.obfuscate",
+    "Client": "splitveil.exchange",
+    "Server": "splitveil.exchange",
+    "Recipe": "splitveil.train",
+    "fit": "splitveil.train",
+    "Estimate": "splitveil.measure",
+    "Leakage": "splitveil.measure",
+    "leakage": "splitveil.measure",
+}
+
+__all__ = ["MissingExtraError", "SplitveilError", "__version__", *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'splitveil' has no attribute {name!r}")
+    try:
+        return getattr(import_module(_ROOMS[name]), name)
+    except ModuleNotFoundError as error:
+        if (sentence := explain_missing(error, f"splitveil.{name}")) is None:
+            raise
+        raise MissingExtraError(sentence) from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

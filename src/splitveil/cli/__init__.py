@@ -1,0 +1,55 @@
+"""The command line: each command is a signature, one library call, and a table or one JSON object."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from splitveil.cli import attack, data, demo, inspect, train
+from splitveil.cli.output import fail
+from splitveil.errors import SplitveilError
+from splitveil.extras import explain_missing
+from splitveil.version import __version__
+
+app = typer.Typer(
+    name="splitveil",
+    help="Private split inference: train, cut, obfuscate, and measure what still leaks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("demo")(demo.demo)
+app.command("data")(data.data)
+app.command("inspect")(inspect.inspect)
+app.command("train")(train.train)
+app.command("attack")(attack.attack)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"splitveil {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version  # the callback has acted on it
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and exit code 2, never a traceback."""
+    try:
+        app()
+    except SplitveilError as error:
+        fail(str(error))
+    except ModuleNotFoundError as error:
+        if (sentence := explain_missing(error, "this command")) is None:
+            raise
+        fail(sentence)
+    except KeyboardInterrupt:
+        typer.echo("splitveil: stopped; the same command goes on from the last checkpoint", err=True)
+        sys.exit(130)

@@ -1,0 +1,54 @@
+"""How the command line speaks: results on stdout, progress and errors on stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+MISTAKE = 2
+
+
+def fail(sentence: str) -> NoReturn:
+    """Say what is wrong and leave with the exit code of a user's mistake."""
+    typer.echo(f"splitveil: {sentence}", err=True)
+    sys.exit(MISTAKE)
+
+
+def note(sentence: str) -> None:
+    """Say something that is not a result."""
+    typer.echo(f"note: {sentence}", err=True)
+
+
+def print_json(content: Any) -> None:
+    """One machine-readable object."""
+    typer.echo(json.dumps(content, indent=2, allow_nan=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table for people; numbers are to be formatted before."""
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A function to report (done, in all, text) to, drawn on stderr; None where it is to be quiet."""
+    if quiet:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task("starting", total=None)
+        yield lambda done, total, text: bars.update(task, completed=done, total=total, description=text)

@@ -1,0 +1,102 @@
+"""Picture files to pixels, in parallel; what cannot be read is left out and named."""
+
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from splitveil.data.source import Source
+from splitveil.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+Size = tuple[int, int]  # (height, width)
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+Crop = Callable[[float, float], Box]  # from an image's width and height
+Pixels = NDArray[np.uint8]
+
+# What Pillow's readers raise for files that are truncated, corrupt, or no images at all.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One sample's file, relative to the data set's folder, and which part of it to take (None: all)."""
+
+    file: str
+    crop: Crop | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels (n, 3, H, W) of the pictures that could be read, their rows in the list, the others by name."""
+
+    pixels: Pixels
+    rows: NDArray[np.int64]
+    skipped: tuple[str, ...]
+
+
+def decode(source: Source, folder: Path, pictures: Sequence[Picture], size: Size) -> Decoded:
+    """Decode all pictures to RGB and resize them, on all cores.
+
+    Args:
+        source: Told about progress.
+        folder: What the pictures' files are relative to.
+        pictures: What to read.
+        size: Height and width of the result.
+    """
+    pixels = np.empty((len(pictures), 3, *size), np.uint8)
+    problems: list[str | None] = [None] * len(pictures)
+
+    def work(row: int) -> None:
+        try:
+            pixels[row] = read_picture(folder, pictures[row], size)
+        except _UNREADABLE as error:
+            problems[row] = f"{pictures[row].file}: {_reason(error)}"
+
+    with ThreadPoolExecutor() as pool:
+        for done, _ in enumerate(pool.map(work, range(len(pictures)))):
+            source.report(done + 1, len(pictures), "decoding")
+    rows = np.array([row for row, problem in enumerate(problems) if problem is None], np.int64)
+    skipped = tuple(problem for problem in problems if problem is not None)
+    return Decoded(pixels[rows] if skipped else pixels, rows, skipped)
+
+
+def read_picture(folder: Path, picture: Picture, size: Size) -> Pixels:
+    """One picture as RGB, (3, H, W): upright by its EXIF data, cropped, resized with antialiasing.
+
+    Raises:
+        OSError, ValueError and others: if it cannot be read, or has more than 8 bits a channel.
+    """
+    with Image.open(folder / picture.file) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode} has more than 8 bits a channel")
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    box = picture.crop(*upright.size) if picture.crop else None
+    resized = upright.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(resized).transpose(2, 0, 1)
+
+
+def check_skipped(source: Source, skipped: Sequence[str], total: int) -> None:
+    """More than one file in a hundred that cannot be used is an error, not a footnote.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    if not total:
+        raise DataError(f"{source.name} has no image files; check that the folder is complete")
+    if len(skipped) * 100 > total:
+        raise DataError(
+            f"{len(skipped)} of the {total} files of {source.name} cannot be used, more than 1 %; "
+            f"repair or remove them, the first is {skipped[0]}"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if text and not isinstance(error, UnidentifiedImageError) else "not an image"

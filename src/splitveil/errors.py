@@ -1,0 +1,61 @@
+"""Every error that a caller can cause; one sentence each that says what to do."""
+
+
+class SplitveilError(Exception):
+    """Base of all errors that splitveil raises for a user's mistake (exit code 2 on the command line)."""
+
+
+class MissingExtraError(SplitveilError, ImportError):
+    """A feature needs an optional part of the installation."""
+
+
+class DataError(SplitveilError, ValueError):
+    """A data set is missing, malformed or does not fit the request."""
+
+
+class ModelError(SplitveilError, ValueError):
+    """A model cannot be built, loaded or traced as asked."""
+
+
+class SplitError(SplitveilError, ValueError):
+    """A model cannot be cut at the place asked for."""
+
+
+class NoLinearLayerError(SplitError):
+    """What the server does first with the feature is not a linear map, so there is no null space."""
+
+
+class OperatorError(SplitveilError, ValueError):
+    """A layer has no such operator, or the operator cannot do what was asked."""
+
+
+class RankError(SplitveilError, ValueError):
+    """The number of components asked for does not exist."""
+
+
+class ShapeError(SplitveilError, ValueError):
+    """A tensor's shape does not fit."""
+
+
+class DistortionError(SplitveilError, ValueError):
+    """A distortion bound is impossible or cannot be met with the factors at hand."""
+
+
+class WireError(SplitveilError, ValueError):
+    """Bytes from the other side are not a valid frame, or a message does not fit into one."""
+
+
+class RecipeError(SplitveilError, ValueError):
+    """A training recipe has an unknown or impossible setting."""
+
+
+class TrainingError(SplitveilError, RuntimeError):
+    """Training cannot go on; the last good checkpoint is kept."""
+
+
+class RunError(SplitveilError, ValueError):
+    """A run's folder is missing, damaged, or belongs to something else."""
+
+
+class AttackError(SplitveilError, ValueError):
+    """An attack cannot be mounted on what it was given."""

@@ -1,0 +1,92 @@
+"""Tensors and JSON on disk, written so that a file is there whole or not at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from splitveil.errors import RunError
+
+# safetensors keeps only strings beside the tensors; ours are one JSON object under this key.
+_FACTS = "splitveil"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically.
+
+    Raises:
+        RunError: the folder cannot be written, or the disk is full.
+    """
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    _write(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically; raises `RunError` as `write_json` does."""
+    _write(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        RunError: the file is missing or holds no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist; name a folder that 'splitveil train' has written") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as JSON ({error}); restore it or train again") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write tensors and a JSON object as one safetensors file, atomically; raises `RunError` as `write_json`."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {_FACTS: json.dumps(facts, allow_nan=False)}
+    _write(path, lambda temporary: save_file(plain, temporary, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote.
+
+    Raises:
+        RunError: the file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})[_FACTS])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (no mapping)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist; train first") from error
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise RunError(f"{path} is damaged or not a file of splitveil ({error}); train again") from error
+
+
+def _write(path: Path, save: Callable[[str], object]) -> None:
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        save(temporary)
+        with Path(temporary).open("rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes private files; a run is as readable as any other file of its owner.
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except (OSError, SafetensorError) as error:
+        Path(temporary).unlink(missing_ok=True) if temporary else None
+        raise RunError(f"{path} cannot be written ({error}); free space or choose another folder") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

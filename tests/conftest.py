@@ -1,0 +1,23 @@
+"""What all tests share: a Hypothesis profile, and where the real data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The first call into torch is slow, so a deadline per example would fail at random.
+settings.register_profile("splitveil", deadline=None, print_blob=True)
+settings.load_profile("splitveil")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets: skips where none is named, fails where one is named but missing."""
+    named = os.environ.get("SPLITVEIL_DATA")
+    if not named:
+        pytest.skip("SPLITVEIL_DATA is not set: this test needs real data")
+    root = Path(named)
+    if not root.is_dir():
+        pytest.fail(f"SPLITVEIL_DATA is {named!r}, which is not a folder")
+    return root
