@@ -45,7 +45,7 @@ def test_a_missing_folder_says_where_what_and_how(name, missing, tmp_path, monke
     with pytest.raises(DataError, match=f"not found in {tmp_path / name}"):
         load_data(name)
     monkeypatch.delenv("SPLITVEIL_DATA")
-    with pytest.raises(DataError, match="pass root= or set SPLITVEIL_DATA"):
+    with pytest.raises(DataError, match=r"set SPLITVEIL_DATA, or pass root= \(--data-root\)"):
         load_data(name)
 
 

@@ -221,6 +221,7 @@ def test_reshapes_before_the_first_layer_are_looked_through(flatten):
         ("layer9", "choose one of"),
         ("4.5", "choose one of"),
         ("-1", "choose one of"),
+        ("²", "choose one of"),
     ],
 )
 def test_impossible_cut(at, says):

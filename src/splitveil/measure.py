@@ -234,6 +234,8 @@ def best_attack(
 
 def _score(name: str, guess: Any, test: View, secret: Tensor, validation: dict[str, float]) -> AttackScore:
     log_probabilities = guess(test).double().numpy()
+    if not np.isfinite(log_probabilities).all():
+        raise AttackError(f"the attack {name!r} gave log-probabilities that are not finite; make it give finite ones")
     truth = secret.numpy()
     correct = log_probabilities.argmax(1) == truth
     boot = Bootstrap(len(truth))
@@ -255,8 +257,9 @@ def _check(data: Dataset, hidden: str, attacks: Sequence[Attack]) -> None:
         raise AttackError(f"{data.name} has no hidden attribute {hidden!r}; it has: {known}")
     if not attacks:
         raise AttackError("no attack was given; without an adversary nothing is measured")
-    if len(torch.unique(data.train.hidden[hidden])) < 2:
-        raise AttackError(f"the hidden attribute {hidden!r} is constant in the training part, so there is no secret")
+    for name in PARTS:
+        if len(torch.unique(data.parts[name].hidden[hidden])) < 2:
+            raise AttackError(f"the hidden attribute {hidden!r} is constant in the {name} part, so there is no secret")
 
 
 def _majority_correct(data: Dataset, hidden: str) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -111,7 +111,7 @@ def layer_name(model: nn.Module, at: int | str) -> str:
     names = [name for name, _ in model.named_modules() if name]
     if isinstance(at, str) and at in names:
         return at
-    if isinstance(at, str) and not at.isdigit():
+    if isinstance(at, str) and not at.isdecimal():
         raise SplitError(f"the model has no module {at!r}; choose one of: {', '.join(names)}")
     points = tuple(getattr(model, "cut_points", ()))
     if not points:

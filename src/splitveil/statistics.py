@@ -33,6 +33,9 @@ class Estimate(float):
         low, high = self.interval
         return f"Estimate({float(self):.4f}, {low:.4f}, {high:.4f})"
 
+    def __getnewargs__(self) -> tuple[float, float, float]:  # type: ignore[override]
+        return (float(self), *self.interval)  # copies and pickles need the limits too
+
     def as_row(self) -> dict[str, float]:
         """For JSON: value, low, high."""
         return {"value": float(self), "low": self.interval[0], "high": self.interval[1]}
@@ -84,8 +87,8 @@ def balanced_accuracy(correct: NDArray[np.bool_], secret: Integers) -> Callable[
     hits = is_value * np.asarray(correct, dtype=np.float64)[:, None]
 
     def score(weights: Floats) -> Floats:
-        with np.errstate(invalid="ignore"):  # a resample may miss a rare value
-            return np.asarray(np.nanmean((weights @ hits) / (weights @ is_value), axis=1))
+        with np.errstate(invalid="ignore"):
+            return _mean_of_known((weights @ hits) / (weights @ is_value))
 
     return score
 
@@ -95,7 +98,7 @@ def macro_auc(log_probabilities: Floats, secret: Integers) -> Callable[[Floats],
 
     def score(weights: Floats) -> Floats:
         areas = [_auc(log_probabilities[:, v], secret == v, weights) for v in np.unique(secret)]
-        return np.asarray(np.nanmean(areas, axis=0))
+        return _mean_of_known(np.stack(areas, axis=1))
 
     return score
 
@@ -103,13 +106,21 @@ def macro_auc(log_probabilities: Floats, secret: Integers) -> Callable[[Floats],
 def _auc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
     """Chance that a positive sample scores above a negative one, ties counting half, for each row of weights."""
     order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf) != 0)
+    ranked = scores[order]
+    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))  # of each run of ties; -inf is a score too
     weight = weights[:, order]
     above = np.add.reduceat(weight * positive[order], starts, axis=1)
     below = np.add.reduceat(weight * ~positive[order], starts, axis=1)
     wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(1)
     with np.errstate(invalid="ignore"):
         return np.asarray(wins / (above.sum(1) * below.sum(1)))
+
+
+def _mean_of_known(scores: Floats) -> Floats:
+    """Row means of (R, values) over what is a number: a resample may miss a rare value, or all but one."""
+    known = ~np.isnan(scores)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, scores, 0.0).sum(1) / known.sum(1))
 
 
 def entropy_bits(secret: Integers) -> float:

@@ -11,5 +11,9 @@ __all__ = [
     "ATTACKS", "Attack", "Guess", "Perceptron", "Public", "ServerArchitecture", "Training", "View", "reconstruct",
 ]  # fmt: skip
 
-ATTACKS: tuple[Attack, ...] = (ServerArchitecture(), Perceptron(), Perceptron("linear", hidden=()))
+ATTACKS: tuple[Attack, ...] = (
+    ServerArchitecture(),
+    Perceptron(),
+    Perceptron("linear", hidden=(), dropout=(0.0, 0.0), training=Training(learning_rate=1e-2)),
+)
 """What `leakage` mounts unless told otherwise; the best of them on validation counts."""

