@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# One core per worker: more threads than cores make small products many times slower.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The first call into torch is slow, so a deadline per example would fail at random.
 settings.register_profile("splitveil", deadline=None, print_blob=True)
 settings.load_profile("splitveil")

@@ -80,5 +80,5 @@ def identity(split: SplitModel, veil: Obfuscator) -> bytes:
     factors = getattr(veil, "factors", None)
     basis = [] if factors is None else [factors.vh]
     for tensor in [*split.model.state_dict().values(), *basis]:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.digest()[: wire.IDENTITY_BYTES]

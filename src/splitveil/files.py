@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,6 +16,18 @@ from splitveil.errors import RunError
 
 # safetensors keeps only strings beside the tensors; ours are one JSON object under this key.
 _FACTS = "splitveil"
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or folder exists.
+
+    Raises:
+        RunError: that cannot be found out: the name is too long, or the folder above is closed to us.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise RunError(f"{path} cannot be looked up ({error}); choose another folder") from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -42,13 +55,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist; name a folder that 'splitveil train' has written") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read as JSON ({error}); restore it or train again") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and a JSON object as one safetensors file, atomically; raises `RunError` as `write_json`."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     metadata = {_FACTS: json.dumps(facts, allow_nan=False)}
     _write(path, lambda temporary: save_file(plain, temporary, metadata))
 
@@ -82,8 +98,11 @@ def _write(path: Path, save: Callable[[str], object]) -> None:
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
     except (OSError, SafetensorError) as error:
-        Path(temporary).unlink(missing_ok=True) if temporary else None
         raise RunError(f"{path} cannot be written ({error}); free space or choose another folder") from error
+    finally:
+        # Gone already where all went well; an interruption leaves nothing behind either.
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def _umask() -> int:

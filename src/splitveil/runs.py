@@ -11,7 +11,7 @@ from torch import nn
 
 from splitveil.data import Dataset, load_data
 from splitveil.errors import RunError
-from splitveil.files import read_json, read_tensors, write_json, write_tensors
+from splitveil.files import is_there, read_json, read_tensors, write_json, write_tensors
 from splitveil.models import Table1Net
 from splitveil.train import CHECKPOINT, Epoch, Progress, Recipe, fit
 from splitveil.version import __version__
@@ -68,7 +68,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder / MANIFEST)
-        if not (self.folder / WEIGHTS).exists():
+        if not is_there(self.folder / WEIGHTS):
             raise RunError(f"{folder} holds no finished training; run 'splitveil train --out {folder}' to its end")
 
     def model(self) -> nn.Module:
@@ -147,12 +147,12 @@ def versions() -> dict[str, str]:
 def _claim(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, or see that the one there is of the same run."""
     path = folder / MANIFEST
-    if not path.exists():
-        if (folder / CHECKPOINT).exists() or (folder / WEIGHTS).exists():
+    if not is_there(path):
+        if is_there(folder / CHECKPOINT) or is_there(folder / WEIGHTS):
             raise RunError(f"{folder} holds weights but no {MANIFEST}; choose another folder")
         write_json(path, manifest.model_dump(mode="json"))
         return
-    there = _read_manifest(path)
+    there, manifest = _read_manifest(path), Manifest.model_validate(manifest.model_dump(mode="json"))
     for name in ("model", "data", "recipe"):
         if getattr(there, name) != getattr(manifest, name):
             raise RunError(f"{folder} holds a run with another {name}; choose another folder for this one")

@@ -1,6 +1,6 @@
 """Training a model to answer: one plain loop that can be stopped at any epoch and goes on where it stood."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from splitveil.data import Dataset, Part
-from splitveil.errors import RecipeError, RunError, TrainingError
-from splitveil.files import read_tensors, write_tensors
+from splitveil.errors import DataError, ModelError, RecipeError, RunError, TrainingError
+from splitveil.files import is_there, read_tensors, write_tensors
 
 Progress = Callable[[int, int, str], None]
 
 CHECKPOINT = "checkpoint.safetensors"
 # Section 5.1 drops the rate after epochs 20 and 40 of 50; shorter runs keep the proportions.
 _RATE_DROPS = (0.4, 0.8)
+_MOST = 2**32 - 1  # seeds beyond would not fit into torch's generator
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training part.
-        seed: of the order of the samples.
+        seed: of the order of the samples, and of whatever is random inside the model (dropout).
         batch_size: samples per step.
         learning_rate: of Adam; divided by 10 after 40 % and after 80 % of the epochs.
         flip: mirror half of the images where the data set allows it (`Dataset.mirror`: faces, not digits).
@@ -42,10 +43,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("seed", 0), ("batch_size", 2)):
-            if getattr(self, name) < least:
-                raise RecipeError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise RecipeError(f"learning_rate must be a positive number, not {self.learning_rate}")
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= _MOST:  # True is no number of epochs
+                raise RecipeError(f"{name} must be a whole number from {least} to {_MOST}, not {value!r}")
+        if type(self.learning_rate) not in (int, float) or not 0 < self.learning_rate < float("inf"):
+            raise RecipeError(f"learning_rate must be a positive number, not {self.learning_rate!r}")
+        if type(self.flip) is not bool:
+            raise RecipeError(f"flip must be True or False, not {self.flip!r}")
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> "Recipe":
@@ -91,17 +95,22 @@ def fit(
         One `Epoch` each, those before an interruption included.
 
     Raises:
+        ModelError: the model does not map the data's images to one logit per class.
         RunError: ``out`` holds a checkpoint of another recipe, model or data set, or cannot be written.
-        TrainingError: the loss is no longer finite.
+        TrainingError: there is no such device, or the loss or a weight is no longer finite.
     """
-    # Channels last makes these small convolutions several times faster on a CPU (benchmarks/training.py).
+    device = available(device)
+    # Channels last makes these small convolutions several times faster on a CPU.
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _check_fit(model, data)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     path = None if out is None else Path(out) / CHECKPOINT
     history = [] if path is None else _resume(path, model, optimizer, data, recipe)
     for epoch in range(len(history), recipe.epochs):
         _set_rate(optimizer, recipe, epoch)
-        loss = _train_epoch(model, optimizer, data, recipe, epoch)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(_seed(recipe, epoch))
+            loss = _train_epoch(model, optimizer, data, recipe, epoch)
         history.append(Epoch(loss, accuracy(model, data.val)))
         if path is not None:
             _save(path, model, optimizer, data, recipe, history)
@@ -109,6 +118,16 @@ def fit(
             progress(epoch + 1, recipe.epochs, f"loss {loss:.3f}, validation {history[-1].val_accuracy:.1%}")
     model.eval()
     return history
+
+
+def available(device: str | torch.device) -> torch.device:
+    """The device, if it can be used here; raises `TrainingError` if not."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three
+        first = str(error).partition("\n")[0]
+        raise TrainingError(f"the device {str(device)!r} cannot be used here ({first}); choose cpu") from error
+    return torch.device(device)
 
 
 @torch.no_grad()
@@ -121,7 +140,7 @@ def predict(model: Callable[[Tensor], Tensor], part: Part, *, batch_size: int = 
 
 def accuracy(model: nn.Module, part: Part) -> float:
     """Share of images whose target the model finds; puts the model into evaluation mode."""
-    return float((predict(model.eval(), part).argmax(1) == part.y).float().mean())
+    return float((predict(model.eval(), part).argmax(1) == part.y).double().mean())
 
 
 def _train_epoch(
@@ -131,24 +150,50 @@ def _train_epoch(
     part, flip = data.train, recipe.flip and data.mirror
     device = next(model.parameters()).device
     # The order depends on seed and epoch alone, so that a resumed run needs no generator state.
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(_seed(recipe, epoch))
     order = torch.randperm(len(part), generator=generator)
     mirrored = torch.rand(len(part), generator=generator) < (0.5 if flip else 0.0)
-    total = 0.0
+    total, place = 0.0, f"epoch {epoch + 1}"
     for step, rows in enumerate(_batches(order, recipe.batch_size)):
+        place = f"epoch {epoch + 1}, step {step + 1}"
         x = _mirror(part.images(rows), mirrored[rows]).to(device, memory_format=torch.channels_last)
-        y = part.y[rows].to(device)
-        loss = nn.functional.cross_entropy(model(x), y)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}; the checkpoint of the epoch "
-                "before is kept: start again with a lower learning rate"
-            )
+        loss = nn.functional.cross_entropy(model(x), part.y[rows].to(device))
+        _check_finite("loss", [loss], place)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += loss.item() * len(rows)
+    # The last step may have spoilt what no loss has seen yet; a checkpoint must not keep that.
+    _check_finite("weights", model.state_dict().values(), place)
     return total / len(order)
+
+
+def _seed(recipe: Recipe, epoch: int) -> int:
+    return recipe.seed * 1_000_003 + epoch
+
+
+def _check_finite(what: str, tensors: Iterable[Tensor], place: str) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise TrainingError(
+            f"the {what} became infinite or NaN in {place}; a checkpoint of the epoch before is kept, "
+            "but start again with a lower learning rate"
+        )
+
+
+def _check_fit(model: nn.Module, data: Dataset) -> None:
+    """See that the model answers the data's images with one logit per class, before anything is learnt."""
+    if len(data.train) < 2:
+        raise DataError(f"{data.name} has one training image; training needs two or more")
+    device = next((p.device for p in model.parameters()), None)
+    if device is None:
+        raise ModelError(f"{type(model).__name__} has no parameters, so there is nothing to train")
+    try:
+        with torch.no_grad():
+            shape = tuple(model.eval()(data.train.images(slice(0, 2)).to(device)).shape)
+    except RuntimeError as error:
+        raise ModelError(f"the model cannot read images of shape {data.input_shape}: {error}") from error
+    if shape != (2, data.n_classes):
+        raise ModelError(f"{data.name} has {data.n_classes} classes, but the model answers 2 images with shape {shape}")
 
 
 def _mirror(x: Tensor, rows: Tensor) -> Tensor:
@@ -164,7 +209,8 @@ def _batches(order: Tensor, size: int) -> list[Tensor]:
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> None:
-    drops = sum(epoch >= round(share * recipe.epochs) for share in _RATE_DROPS)
+    # The first epoch always has the full rate, even if it is the only one.
+    drops = sum(epoch >= max(1, round(share * recipe.epochs)) for share in _RATE_DROPS)
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate / 10**drops
 
@@ -190,22 +236,30 @@ def _save(
 def _resume(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data: Dataset, recipe: Recipe
 ) -> list[Epoch]:
-    if not path.exists():
+    if not is_there(path):
         return []
     tensors, facts = read_tensors(path)
-    history = [Epoch(**epoch) for epoch in facts["history"]]
+    try:
+        history = [Epoch(**epoch) for epoch in facts["history"]]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path} is not a checkpoint of this version; choose another folder or remove it") from error
     if facts != _facts(data, recipe, history):
         raise RunError(f"{path} belongs to another data set or recipe; choose another folder or remove it")
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        kind, _, key = name.partition(".")
-        if kind == "optimizer":
-            index, _, field = key.partition(".")
-            state.setdefault(int(index), {})[field] = tensor
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     try:
-        model.load_state_dict(weights)
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    except (RuntimeError, ValueError) as error:
+        model.load_state_dict(_below("model.", tensors))
+        _restore(optimizer, _below("optimizer.", tensors))
+    except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{path} belongs to another model; choose another folder or remove it") from error
     return history
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

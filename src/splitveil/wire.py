@@ -54,7 +54,8 @@ def encode(frame: Frame) -> bytes:
     Raises:
         WireError: the identity is not 4 bytes, the values are not a finite table, or the table is too large.
     """
-    values = np.ascontiguousarray(frame.values, dtype="<f4")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+        values = np.ascontiguousarray(frame.values, dtype="<f4")
     if len(frame.identity) != IDENTITY_BYTES:
         raise WireError(f"a frame's identity has {IDENTITY_BYTES} bytes, not {len(frame.identity)}")
     if values.ndim != 2 or max(values.shape) > _MOST:
@@ -119,7 +120,7 @@ def unpack(data: Sequence[bytes], facts: Message, identity: bytes) -> tuple[NDAr
                 f"a frame of {frame.identity.hex()} cannot be answered by {identity.hex()}: "
                 "client and server hold different models or bases"
             )
-        if len(frame.values) > components or (len(frame.values) and frame.values.shape[1] != positions):
+        if len(frame.values) > components or frame.values.shape[1] != positions:
             raise WireError(f"a message of shape {frame.values.shape} does not fit {(components, positions)}")
         if facts.fixed_length and len(frame.values) != components:
             raise WireError(f"every message here has {components} components, but one has {len(frame.values)}")

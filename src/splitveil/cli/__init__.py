@@ -1,6 +1,5 @@
 """The command line: each command is a signature, one library call, and a table or one JSON object."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -50,6 +49,3 @@ def main() -> None:
         if (sentence := explain_missing(error, "this command")) is None:
             raise
         fail(sentence)
-    except KeyboardInterrupt:
-        typer.echo("splitveil: stopped; the same command goes on from the last checkpoint", err=True)
-        sys.exit(130)

@@ -22,7 +22,7 @@ def attack(
     relative: Annotated[bool, typer.Option("--relative", help="Epsilon as a share of each ‖Wz‖.")] = False,
     operator: Annotated[Operator, typer.Option("--operator", help="Of convolutions.")] = "dense",
     hidden: Annotated[str | None, typer.Option("--hidden", help="The attribute to guess; all where not given.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the attacks.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the attacks.")] = 0,
     data_root: DataRoot = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -34,6 +34,7 @@ def attack(
     from splitveil.runs import Run
     from splitveil.split import SplitModel
 
+    _check_options(method, m, epsilon, relative)
     opened = Run(run)
     with progress_bar(quiet) as progress:
         data = opened.data(data_root, progress)
@@ -62,25 +63,31 @@ def attack(
         print_table(title, ["what", "value [95 % interval]"], rows)
 
 
+def _check_options(method: Method, m: int | None, epsilon: float | None, relative: bool) -> None:
+    """Each option belongs to one method and is refused elsewhere."""
+    if (m is not None) != (method == "top"):
+        raise typer.BadParameter("--m N belongs to --method top, which needs it")
+    if (epsilon is not None) != (method == "bounded") or (relative and method != "bounded"):
+        raise typer.BadParameter("--epsilon E (and --relative) belong to --method bounded, which needs --epsilon")
+
+
 def _veil(
     cut: Any, x: Any, method: Method, m: int | None, epsilon: float | None, relative: bool, operator: Operator
 ) -> Any:
-    """The obfuscator that the options ask for; each option belongs to one method and is refused elsewhere."""
+    """The obfuscator that the options ask for."""
     import torch
 
     from splitveil.linear import factorise
     from splitveil.obfuscate import DistortionBounded, DistortionFree, Identity, TopComponents
 
-    if (m is not None) != (method == "top"):
-        raise typer.BadParameter("--m N belongs to --method top, which needs it")
-    if (epsilon is not None) != (method == "bounded") or (relative and method != "bounded"):
-        raise typer.BadParameter("--epsilon E (and --relative) belong to --method bounded, which needs --epsilon")
     with torch.no_grad():
         shape = tuple(cut.client(x).shape[1:])
     if method == "none":
         return Identity(shape)
     if method == "top":
-        factors = factorise(cut.server_layer, feature_shape=shape, operator=operator, rank=None)
+        factors = factorise(cut.server_layer, feature_shape=shape, operator=operator)
+        if int(m or 0) > len(factors.s) and not factors.complete:  # only the top ones were computed
+            factors = factorise(cut.server_layer, feature_shape=shape, operator=operator, rank=m)
         return TopComponents(factors, m=int(m or 0))
     factors = factorise(cut.server_layer, feature_shape=shape, operator=operator)
     if method == "free":

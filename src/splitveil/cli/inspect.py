@@ -5,30 +5,35 @@ from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.options import AsJson, Operator, RunFolder
-from splitveil.cli.output import print_json, print_table
+from splitveil.cli.options import AsJson, Operator, Quiet, RunFolder
+from splitveil.cli.output import print_json, print_table, progress_bar
 
 
 def inspect(
     run: RunFolder,
     m: Annotated[int, typer.Option("--m", min=1, help="Components sent, at most, for the obfuscated size.")] = 8,
-    operator: Annotated[Operator, typer.Option("--operator", help="Of convolutions.")] = "patch",
+    operator: Annotated[Operator, typer.Option("--operator", help="Of convolutions.")] = "dense",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Cut points of a run's model: feature, rank, null space, edge cost, bytes per query."""
     from splitveil.obfuscate import PrivacyWarning
     from splitveil.runs import Run
 
     opened = Run(run)
-    model = opened.model()
-    with warnings.catch_warnings():
+    model, rows = opened.model(), []
+    points = getattr(model, "cut_points", ())
+    with progress_bar(quiet) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", PrivacyWarning)
-        points = getattr(model, "cut_points", ())
-        rows = [_row(model, at, opened.manifest.model.input_shape, m, operator) for at in range(1, len(points) + 1)]
+        for at, name in enumerate(points, start=1):
+            rows.append(_row(model, at, opened.manifest.model.input_shape, m, operator))
+            if progress:
+                progress(at, len(points), name)
     if as_json:
         print_json({"run": str(run), "m": m, "cuts": rows})
     else:
-        print_table(f"cuts of {run}", list(rows[0]), [[_cell(cell) for cell in row.values()] for row in rows])
+        heads = [key.replace("_", " ") for key in rows[0]]  # so that they wrap
+        print_table(f"cuts of {run}", heads, [[_cell(cell) for cell in row.values()] for row in rows])
 
 
 def _row(model: Any, at: int, input_shape: tuple[int, ...], m: int, operator: Operator) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 MISTAKE = 2
 
@@ -33,9 +34,12 @@ def print_json(content: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table for people; numbers are to be formatted before."""
-    table = Table(*columns, title=title, title_justify="left")
+    # Text, because names and paths may hold what rich would read as markup.
+    table = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(Text(column))
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
@@ -46,9 +50,19 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None
         yield None
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task("starting", total=None)
-        yield lambda done, total, text: bars.update(task, completed=done, total=total, description=text)
+    bars = Bars(*columns, console=Console(stderr=True))
+
+    def report(done: int, total: int, text: str) -> None:
+        if not bars.task_ids:  # a mistake found before the first report shows its sentence alone
+            bars.add_task(text)
+            bars.start()
+        bars.update(bars.task_ids[0], completed=done, total=total, description=text)
+
+    try:
+        yield report
+    finally:
+        if bars.task_ids:
+            bars.stop()

@@ -23,9 +23,10 @@ def train(
     """Train the paper's network (Table 1) on a data set's target; hidden attributes are not touched."""
     from splitveil.data import load_data
     from splitveil.runs import train_run
-    from splitveil.train import Recipe
+    from splitveil.train import Recipe, available
 
     settings = Recipe(epochs=epochs, seed=seed)
+    available(device)  # before the data is read, which may take minutes
     with progress_bar(quiet) as progress:
         loaded = load_data(data, root=data_root, progress=progress)
         history = train_run(out, loaded, settings, source=data, device=device, progress=progress)

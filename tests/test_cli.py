@@ -1,0 +1,317 @@
+"""The command line: one JSON object or a table on stdout, the rest on stderr, and exit codes that can be relied on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import splitveil as sv
+from splitveil import cli, measure
+from splitveil.attack import Attack, Guess
+from splitveil.cli.output import print_table, progress_bar
+from splitveil.runs import train_run
+
+COMMANDS = ("demo", "data", "inspect", "train", "attack")
+ESTIMATES = (
+    "attack", "prior", "label", "logits", "raw", "excess", "excess_over_label", "advantage", "balanced", "auc",
+    "bits", "target", "undefended",
+)  # fmt: skip
+
+
+class Result(NamedTuple):
+    code: Any
+    out: str
+    err: str
+
+
+class Splitveil:
+    """Calls the entry point in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capsys, self.monkeypatch = capsys, monkeypatch
+
+    def __call__(self, *arguments: object) -> Result:
+        self.monkeypatch.setattr(sys, "argv", ["splitveil", *map(str, arguments)])
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return Result(exit_.value.code, *self.capsys.readouterr())
+
+
+@pytest.fixture
+def splitveil(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Splitveil:
+    monkeypatch.delenv("SPLITVEIL_DATA", raising=False)
+    return Splitveil(capsys, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on digit-pairs; its name holds what rich would take for markup."""
+    folder = tmp_path_factory.mktemp("runs") / "[red]run[/blue]"
+    train_run(folder, sv.load_data("digit-pairs"), sv.Recipe(epochs=1), source="digit-pairs")
+    return folder
+
+
+def test_version(splitveil: Splitveil) -> None:
+    assert splitveil("--version") == (0, f"splitveil {sv.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(splitveil: Splitveil, command: str) -> None:
+    code, out, err = splitveil(command, "--help")
+    assert (code, err) == (0, "")
+    for option in ("--json", "--quiet"):
+        assert option in out
+    assert command in splitveil("--help").out
+
+
+def test_no_command_shows_the_help(splitveil: Splitveil) -> None:
+    code, out, err = splitveil()
+    assert code == 2
+    assert all(command in out + err for command in COMMANDS)
+
+
+def test_training_reports_on_stderr_and_gives_one_json_object(splitveil: Splitveil, run: Path, tmp_path: Path) -> None:
+    code, out, err = splitveil("train", "--data", "digit-pairs", "--out", tmp_path, "--epochs", 1, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["run"] == str(tmp_path)
+    assert (found["data"], found["recipe"], found["epochs"], found["seed"]) == ("digit-pairs", "plain", 1, 0)
+    assert found["validation_accuracy"] > 0.5
+    assert "1/1" in err
+    assert "validation" in err
+    # The same as the library gives, and the same again without a word.
+    assert (tmp_path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    again = splitveil("train", "--data", "digit-pairs", "--out", tmp_path, "--epochs", 1, "--json", "--quiet")
+    assert again == (0, out, "")
+
+
+def test_data_are_listed_and_described(splitveil: Splitveil) -> None:
+    listed = splitveil("data", "--json")
+    assert listed.code == 0
+    assert "digit-pairs" in json.loads(listed.out)["names"]
+    assert "celeba" in splitveil("data").out
+    code, out, err = splitveil("data", "digit-pairs", "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert facts["input_shape"] == [1, 16, 32]
+    assert facts["samples"] == {"train": 8000, "val": 1000, "test": 1000}
+    assert facts["hidden"] == {"digit": list("0123456789")}
+    assert facts["digest"] == sv.load_data("digit-pairs").digest
+    assert facts["digest"] in splitveil("data", "digit-pairs").out
+
+
+def test_inspect_lists_the_cuts_and_their_cost(splitveil: Splitveil, run: Path) -> None:
+    code, out, err = splitveil("inspect", run, "--json", "--m", 5)
+    cuts = json.loads(out)["cuts"]
+    assert code == 0
+    assert "6/6" in err
+    assert [cut["cut"] for cut in cuts] == [1, 2, 3, 4, 5, 6]
+    assert [cut["operator"] for cut in cuts] == ["dense"] * 6
+    assert [cut["null_share"] for cut in cuts[:3]] == [0.0] * 3  # more outputs than inputs: nothing to remove
+    assert [cut["rank"] for cut in cuts[3:]] == [128, 64, 10]
+    assert [cut["null_share"] for cut in cuts[3:]] == [0.75, 0.5, 54 / 64]
+    assert [cut["message_bytes"] for cut in cuts[3:]] == [16 + 4 * 5] * 3
+    assert splitveil("inspect", run, "--json", "--m", 5, "--quiet") == (0, out, "")
+    patch = json.loads(splitveil("inspect", run, "--json", "--operator", "patch").out)["cuts"]
+    assert [cut["operator"] for cut in patch] == ["patch"] * 3 + ["dense"] * 3
+    assert patch[1]["message_bytes"] == 16 + 4 * 8 * (8 * 16)
+
+
+def test_tables_show_names_as_they_are(splitveil: Splitveil, run: Path) -> None:
+    code, out, _ = splitveil("inspect", run)
+    assert code == 0
+    assert run.name in out
+    assert "75.0%" in out
+    for head in ("message", "encoder", "parameters"):
+        assert head in out
+
+
+class Shrug:
+    """An attack that learns nothing, in no time."""
+
+    name = "shrug"
+
+    def fit(self, *_: object, n_values: int, **__: object) -> Guess:
+        return lambda view: torch.full((len(view), n_values), 1 / n_values).log()
+
+
+def mount(monkeypatch: pytest.MonkeyPatch, *attacks: Attack) -> None:
+    """These attacks in place of the whole suite."""
+    monkeypatch.setitem(measure.leakage.__kwdefaults__, "attacks", attacks)
+
+
+def test_attack_gives_every_number_with_its_interval(
+    splitveil: Splitveil, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount(monkeypatch, measure.ATTACKS[0], Shrug())
+    code, out, err = splitveil("attack", run, "--split", "6", "--m", 3, "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert "attacks on the messages" in err
+    assert (result["split"], result["method"], result["m"], result["operator"]) == ("6", "top", 3, "dense")
+    assert result["message_shape"] == [3]
+    assert list(result["hidden"]) == ["digit"]
+    row = result["hidden"]["digit"]
+    assert set(row) == {*ESTIMATES, "best", "message_bytes", "validation"}
+    for name in ESTIMATES:
+        assert set(row[name]) == {"value", "low", "high"}
+        assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
+    assert row["message_bytes"] == 16 + 4 * 3
+    assert row["best"] == measure.ATTACKS[0].name
+    assert set(row["validation"]) == {"shrug", row["best"]}
+    assert row["raw"]["value"] > row["prior"]["value"]
+
+
+def test_attack_speaks_to_people_too(splitveil: Splitveil, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount(monkeypatch, Shrug())
+    arguments = ("--split", "layer6", "--method", "bounded", "--epsilon", 0.3, "--relative", "--quiet")
+    code, out, err = splitveil("attack", run, *arguments)
+    assert (code, err) == (0, "")
+    assert "cut layer6, bounded (dense): digit from" in " ".join(out.split())
+    assert "[95 % interval]" in out
+    assert "strongest attack" in out
+
+
+def test_a_veil_that_protects_nothing_is_noted_even_where_it_is_quiet(
+    splitveil: Splitveil, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount(monkeypatch, Shrug())
+    code, out, err = splitveil("attack", run, "--split", 3, "--method", "free", "--quiet", "--json")
+    assert code == 0
+    assert json.loads(out)["message_shape"] == [32, 4, 8]
+    assert err.startswith("note: the dense operator has no null space here")
+
+
+TRAIN = ("train", "--data", "digit-pairs", "--out", "new")
+ATTACK = ("attack", "RUN", "--split", 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("data", "nope"), "there is no data set 'nope'; choose digit-pairs"),
+        (("data", "folder:nowhere"), "there is no folder nowhere"),
+        (("data", "utkface"), "no data folder is named"),
+        (("data", "utkface", "--data-root", "nowhere"), "was not found in nowhere/utkface"),
+        (("train", "--data", "utkface", "--out", "new"), "no data folder is named"),
+        ((*TRAIN, "--epochs", 0), "epochs must be a whole number from 1"),
+        ((*TRAIN, "--seed", -1), "seed must be a whole number from 0"),
+        ((*TRAIN, "--seed", 2**40), "seed must be a whole number from 0 to 4294967295"),
+        ((*TRAIN, "--device", "nonsense"), "the device 'nonsense' cannot be used here"),
+        ((*TRAIN, "--device", "cuda:77"), "the device 'cuda:77' cannot be used here"),
+        (("train", "--data", "digit-pairs", "--out", "RUN", "--epochs", 2), "a run with another recipe"),
+        (("train", "--data", "digit-pairs", "--out", "file/x"), "cannot be written"),
+        (("train", "--data", "digit-pairs", "--out", "x" * 300), "choose another folder"),
+        (("inspect", "nowhere"), "does not exist; name a folder that 'splitveil train' has written"),
+        (("inspect", "x" * 300), "File name too long"),
+        (("inspect", "damaged"), "cannot be read as JSON"),
+        (("inspect", "unfinished"), "holds no finished training"),
+        (("attack", "damaged", "--split", 6, "--m", 3), "cannot be read as JSON"),
+        (("attack", "RUN", "--split", 9, "--m", 3), "there is no cut 9: Table1Net has cuts 1 to 6"),
+        (("attack", "RUN", "--split", 0, "--m", 3), "there is no cut 0"),
+        (("attack", "RUN", "--split", "layer9", "--m", 3), "the model has no module 'layer9'; choose one of: layer1"),
+        (("attack", "RUN", "--split", "layer6.0", "--m", 3), "the model has no module 'layer6.0'"),
+        (("attack", "RUN", "--split", "layer4.1", "--m", 3), "not a fully connected or convolutional layer"),
+        ((*ATTACK, "--m", 11), "m=11 is outside 0 to 10"),
+        ((*ATTACK, "--method", "bounded", "--epsilon", -1), "epsilon must be a finite number of at least 0, not -1"),
+        ((*ATTACK, "--method", "bounded", "--epsilon", "nan"), "epsilon must be a finite number of at least 0"),
+        ((*ATTACK, "--m", 3, "--hidden", "race"), "digit-pairs has no hidden attribute 'race'; it has: digit"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    splitveil: Splitveil, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[object, ...], sentence: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("in the way")
+    for name in ("damaged", "unfinished"):
+        Path(name).mkdir()
+    Path("damaged/run.json").write_text('{"model": ')
+    Path("unfinished/run.json").write_bytes((run / "run.json").read_bytes())
+    code, out, err = splitveil(*(run if argument == "RUN" else argument for argument in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("splitveil: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("nope",), "nope"),
+        (("train",), "--data"),
+        (("train", "--data", "digit-pairs"), "--out"),
+        ((*TRAIN, "--recipe", "secret"), "--recipe"),
+        ((*TRAIN, "--epochs", "many"), "--epochs"),
+        (("inspect",), "RUN"),
+        (("inspect", "RUN", "--m", 0), "--m"),
+        (("attack", "RUN"), "--split"),
+        (ATTACK, "--m"),
+        ((*ATTACK, "--m", -1), "--m"),
+        ((*ATTACK, "--m", 3, "--seed", -1), "--seed"),
+        ((*ATTACK, "--method", "bounded"), "--epsilon"),
+        ((*ATTACK, "--method", "bounded", "--m", 3), "--m"),
+        ((*ATTACK, "--method", "free", "--relative"), "--relative"),
+        ((*ATTACK, "--m", 3, "--epsilon", 1), "--epsilon"),
+        ((*ATTACK, "--m", 3, "--operator", "magic"), "--operator"),
+    ],
+)
+def test_a_call_that_makes_no_sense_is_named_with_its_option(
+    splitveil: Splitveil, run: Path, arguments: tuple[object, ...], word: str
+) -> None:
+    code, out, err = splitveil(*(run if argument == "RUN" else argument for argument in arguments))
+    assert (code, out) == (2, "")
+    assert word in err
+    assert "Usage:" in err
+    assert "Traceback" not in err
+
+
+def test_a_missing_extra_is_one_sentence(splitveil: Splitveil, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ModuleNotFoundError("No module named 'pydantic'", name="pydantic")
+    monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(error))
+    code, out, err = splitveil(*TRAIN)
+    assert (code, out) == (2, "")
+    assert err == "splitveil: this command needs the package 'pydantic': pip install 'splitveil[train]'\n"
+
+
+def test_a_fault_of_ours_is_exit_code_1_with_a_traceback() -> None:
+    program = (
+        "import sys, splitveil.data, splitveil.cli as cli\n"
+        "def broken(*_, **__): raise ModuleNotFoundError('ours', name='splitveil.oops')\n"
+        "splitveil.data.load_data = broken\n"
+        "sys.argv = ['splitveil', 'data', 'digit-pairs']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("ModuleNotFoundError: ours\n")
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "splitveil", "inspect", "nowhere"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("splitveil: nowhere/run.json does not exist")
+
+
+def test_cells_and_heads_show_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("title", ["[bold]head", "b"], [["[red]x[/blue]", 1]])
+    out = capsys.readouterr().out
+    assert "[bold]head" in out
+    assert "[red]x[/blue]" in out
+
+
+def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(False) as report:
+        assert report is not None
+        report(1, 2, "folder:[red]x[/blue]")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "folder:[red]x[/blue]" in err
+    assert "1/2" in err

@@ -1,0 +1,177 @@
+"""Client and server over bytes: the same answers, honest lengths, and refusals of what is not theirs."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+import splitveil as sv
+from splitveil import wire
+from splitveil.errors import WireError
+from splitveil.exchange import identity
+from splitveil.linear import Factors
+from splitveil.message import Obfuscator
+
+CUTS = range(1, 7)
+CASES = [(at, operator) for at in CUTS for operator in ("dense", "patch") if operator == "dense" or at < 4]
+
+
+@pytest.fixture(scope="module")
+def model() -> sv.Table1Net:
+    torch.manual_seed(7)
+    net = sv.Table1Net((1, 8, 8), 3)
+    with torch.no_grad():  # batch statistics that are not those of a fresh network
+        net.train()(torch.rand(64, 1, 8, 8))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def cut(
+    model: sv.Table1Net, at: int, operator: str = "dense", rank: int | None = None
+) -> tuple[sv.SplitModel, Factors]:
+    split = sv.SplitModel(model, at=at)
+    shape = tuple(split.client(torch.zeros(1, 1, 8, 8)).shape[1:])
+    return split, sv.factorise(split.server_layer, feature_shape=shape, operator=operator, rank=rank)  # type: ignore[arg-type]
+
+
+def distortion_free(factors: Factors) -> sv.DistortionFree:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sv.PrivacyWarning)  # where there is no null space
+        return sv.DistortionFree(factors)
+
+
+def veils(factors: Factors) -> list[Obfuscator]:
+    half = len(factors.s) // 2
+    return [
+        sv.TopComponents(factors, m=0),
+        sv.TopComponents(factors, m=half),
+        distortion_free(factors),
+        sv.DistortionBounded(factors, epsilon=0.3, relative=True),
+    ]
+
+
+@pytest.mark.parametrize(("at", "operator"), CASES)
+def test_answers_from_bytes_are_the_answers_from_messages(
+    model: sv.Table1Net, x: Tensor, at: int, operator: str
+) -> None:
+    split, factors = cut(model, at, operator)
+    for veil in [*veils(factors), sv.Identity(factors.feature_shape)]:
+        frames = sv.Client(split, veil).send(x)
+        with torch.no_grad():
+            expected = split.answer(veil, veil.encode(split.client(x)))
+        torch.testing.assert_close(sv.Server(split, veil).answer(frames), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("at", "operator"), CASES)
+def test_distortion_free_answers_are_the_uncut_models(model: sv.Table1Net, x: Tensor, at: int, operator: str) -> None:
+    split, factors = cut(model, at, operator)
+    veil = distortion_free(factors)
+    with torch.no_grad():
+        expected = model(x)
+    answers = sv.Server(split, veil).answer(sv.Client(split, veil).send(x))
+    torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(answers[0], expected[1], atol=1e-3)  # the images do differ in their answers
+
+
+@pytest.mark.parametrize(("at", "operator"), [(4, "dense"), (2, "patch")])
+def test_a_bounded_messages_length_is_its_own(model: sv.Table1Net, x: Tensor, at: int, operator: str) -> None:
+    split, factors = cut(model, at, operator)
+    z = split.client(x[:1]).detach()
+    veil = sv.DistortionBounded(factors, epsilon=float(factors.apply(z).norm()) / 2)
+    scale = torch.tensor([0.0, 0.4, 0.8, 2.0, 20.0]).reshape(-1, *(1,) * len(factors.feature_shape))
+    frames = sv.Client(split, veil).send_features(z * scale)  # from nothing to far beyond epsilon
+    messages, kept = sv.Server(split, veil).read(frames)
+    positions = math.prod(factors.positions)
+    assert [len(frame) for frame in frames] == [16 + 4 * int(count) * positions for count in kept]
+    assert kept[0] == 0
+    assert kept.tolist() == sorted(kept.tolist())
+    assert len(set(kept.tolist())) > 2
+    assert all(
+        not message[count:].any() and message[count - 1].any()
+        for message, count in zip(messages, kept, strict=True)
+        if count
+    )
+
+
+def test_a_fixed_message_is_sent_whole_even_if_it_is_zero(model: sv.Table1Net) -> None:
+    split, factors = cut(model, 4)
+    veil = sv.TopComponents(factors, m=6)
+    frames = sv.Client(split, veil).send_features(torch.zeros(2, *factors.feature_shape))
+    assert [len(frame) for frame in frames] == [16 + 4 * 6] * 2
+
+
+def test_the_identity_names_model_cut_and_basis_but_not_the_length(model: sv.Table1Net) -> None:
+    split, factors = cut(model, 4)
+    whole = identity(split, sv.TopComponents(factors, m=1))
+    assert len(whole) == wire.IDENTITY_BYTES
+    assert whole == identity(split, sv.TopComponents(factors, m=8)) == identity(split, distortion_free(factors))
+    assert whole == identity(split, sv.DistortionBounded(factors, epsilon=1.0))
+
+    torch.manual_seed(8)
+    other_model, other_cut = cut(sv.Table1Net((1, 8, 8), 3), 4), cut(model, 5)
+    turned = Factors(**{**vars(factors), "vh": factors.vh.flip(0)})
+    names = [
+        *(identity(sv.SplitModel(model, at=at), sv.Identity((n,))) for at, n in ((4, 64), (5, 128), (6, 64))),
+        identity(split, sv.TopComponents(turned, m=1)),
+        *(identity(s, sv.TopComponents(f, m=1)) for s, f in (other_model, other_cut)),
+    ]
+    assert len({whole, *names}) == 7
+
+
+def test_the_identity_is_of_the_numbers_not_of_how_they_lie_in_memory(model: sv.Table1Net) -> None:
+    split, factors = cut(model, 3)
+    before = identity(split, sv.TopComponents(factors, m=1))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert not model.layer2[0].weight.is_contiguous()
+    assert identity(split, sv.TopComponents(factors, m=1)) == before
+
+
+def test_a_change_of_one_weight_changes_the_identity(x: Tensor) -> None:
+    torch.manual_seed(9)
+    net = sv.Table1Net((1, 8, 8), 3)
+    split, factors = cut(net, 4)
+    veil = sv.TopComponents(factors, m=4)
+    frames = sv.Client(split, veil).send(x)
+    with torch.no_grad():
+        net.layer6.bias[0] += 1e-3
+    with pytest.raises(WireError, match="different models or bases"):
+        sv.Server(split, veil).answer(frames)
+
+
+def test_a_server_refuses_frames_of_another_model_cut_or_basis(model: sv.Table1Net, x: Tensor) -> None:
+    split, factors = cut(model, 4)
+    frames = sv.Client(split, sv.TopComponents(factors, m=4)).send(x)
+    torch.manual_seed(10)
+    strangers = [cut(sv.Table1Net((1, 8, 8), 3), 4), cut(model, 5), cut(model, 4, rank=5), cut(model, 2, "patch")]
+    for other_split, other_factors in strangers:
+        with pytest.raises(WireError, match="different models or bases"):
+            sv.Server(other_split, sv.TopComponents(other_factors, m=4)).answer(frames)
+
+
+def test_a_server_refuses_a_length_it_did_not_agree_to(model: sv.Table1Net, x: Tensor) -> None:
+    split, factors = cut(model, 4)
+    frames = sv.Client(split, sv.TopComponents(factors, m=4)).send(x)
+    with pytest.raises(WireError, match="5 components, but one has 4"):
+        sv.Server(split, sv.TopComponents(factors, m=5)).answer(frames)
+
+
+def test_a_feature_that_is_not_finite_is_never_sent(model: sv.Table1Net, x: Tensor) -> None:
+    split, factors = cut(model, 4)
+    client = sv.Client(split, sv.TopComponents(factors, m=4))
+    with pytest.raises(WireError, match="check the input"):
+        client.send(torch.full_like(x, torch.nan))
+
+
+def test_sending_leaves_no_gradient_and_no_batch_is_no_frames(model: sv.Table1Net, x: Tensor) -> None:
+    split, factors = cut(model, 4)
+    veil = sv.TopComponents(factors, m=4)
+    client, server = sv.Client(split, veil), sv.Server(split, veil)
+    assert client.send(x[:0]) == []
+    assert server.answer([]).shape == (0, 3)
+    assert not server.answer(client.send(x.requires_grad_())).requires_grad

@@ -1,0 +1,190 @@
+"""Frames: exact bytes, exact round trips, and a sentence for everything else."""
+
+import contextlib
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
+
+from splitveil.errors import WireError
+from splitveil.message import Message
+from splitveil.wire import HEADER_BYTES, Frame, decode, encode, pack, unpack
+
+NAME = b"\x01\x02\x03\x04"
+TABLES = arrays(
+    np.float32,
+    array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=6),
+    elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+)
+
+
+def sealed(fields: bytes, payload: bytes = b"") -> bytes:
+    """A frame with a checksum that fits, whatever its fields say."""
+    return fields + struct.pack("<I", zlib.crc32(payload, zlib.crc32(fields))) + payload
+
+
+def fields(magic: bytes = b"SV", version: int = 1, coding: int = 0, rows: int = 0, columns: int = 1) -> bytes:
+    return struct.pack("<2sBB4sHH", magic, version, coding, NAME, rows, columns)
+
+
+def is_canonical(data: bytes) -> bool:
+    """Whether the frame decodes, and only to what is written as exactly these bytes."""
+    return encode(decode(data)) == data
+
+
+@given(TABLES, st.binary(min_size=4, max_size=4))
+def test_a_frame_survives_the_wire_bit_for_bit(values: NDArray[np.float32], identity: bytes) -> None:
+    data = encode(Frame(identity, values))
+    back = decode(data)
+    assert back.identity == identity
+    assert back.values.shape == values.shape
+    assert back.values.tobytes() == values.tobytes()  # tells -0.0 from 0.0
+    assert len(data) == HEADER_BYTES + 4 * values.size
+
+
+def test_the_bytes_of_a_frame_are_fixed() -> None:
+    values = np.array([[1.0, -2.0], [0.5, 0.0], [-0.0, 3.4028235e38]], dtype=np.float32)
+    assert encode(Frame(bytes.fromhex("deadbeef"), values)).hex(" ", 4) == (
+        "53560100 deadbeef 03000200 79707f5a 0000803f 000000c0 0000003f 00000000 00000080 ffff7f7f"
+    )
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_a_frame_or_a_wire_error(data: bytes) -> None:
+    with contextlib.suppress(WireError):
+        assert is_canonical(data)
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.binary(max_size=40))
+def test_any_payload_behind_a_valid_header_is_a_frame_or_a_wire_error(rows: int, columns: int, payload: bytes) -> None:
+    with contextlib.suppress(WireError):
+        assert is_canonical(sealed(fields(rows=rows, columns=columns), payload))
+
+
+@given(TABLES, st.data())
+def test_a_flipped_bit_anywhere_is_noticed(values: NDArray[np.float32], data: st.DataObject) -> None:
+    frame = bytearray(encode(Frame(NAME, values)))
+    bit = data.draw(st.integers(0, 8 * len(frame) - 1))
+    frame[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(WireError):
+        decode(bytes(frame))
+
+
+@given(TABLES, st.data())
+def test_a_frame_cut_short_or_made_longer_is_refused(values: NDArray[np.float32], data: st.DataObject) -> None:
+    frame = encode(Frame(NAME, values))
+    with pytest.raises(WireError, match="bytes"):
+        decode(frame[: data.draw(st.integers(0, len(frame) - 1))])
+    with pytest.raises(WireError, match="bytes"):
+        decode(frame + data.draw(st.binary(min_size=1, max_size=8)))
+
+
+def test_a_header_that_claims_gigabytes_is_refused_before_anything_is_allocated() -> None:
+    tracemalloc.start()
+    with pytest.raises(WireError, match=r"65535 by 65535 coefficients has 17179344916 bytes, but 16 came"):
+        decode(sealed(fields(rows=65535, columns=65535)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        (fields(magic=b"PK"), "not a splitveil frame"),
+        (fields(version=2), "version 2 with coding 0"),
+        (fields(coding=7), "version 1 with coding 7"),
+    ],
+)
+def test_a_foreign_header_is_named(header: bytes, sentence: str) -> None:
+    with pytest.raises(WireError, match=sentence):
+        decode(sealed(header))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_pass_neither_way(bad: float) -> None:
+    values = np.array([[1.0, bad]], dtype=np.float32)
+    with pytest.raises(WireError, match="not finite"):
+        encode(Frame(NAME, values))
+    with pytest.raises(WireError, match="not finite"):
+        decode(sealed(fields(rows=1, columns=2), values.tobytes()))
+
+
+def test_a_number_beyond_float32_is_refused() -> None:
+    with pytest.raises(WireError, match="not finite"):
+        encode(Frame(NAME, np.array([[1e39]])))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(b"abc", np.zeros((1, 1), np.float32)),
+        Frame(b"abcde", np.zeros((1, 1), np.float32)),
+        Frame(NAME, np.zeros(3, np.float32)),
+        Frame(NAME, np.zeros((1, 1, 1), np.float32)),
+        Frame(NAME, np.zeros((65536, 0), np.float32)),
+        Frame(NAME, np.zeros((0, 65536), np.float32)),
+    ],
+)
+def test_what_fits_no_frame_is_refused(frame: Frame) -> None:
+    with pytest.raises(WireError, match=r"identity has 4 bytes|at most 65535 by 65535"):
+        encode(frame)
+
+
+def test_the_largest_counts_fit_their_fields() -> None:
+    values = np.arange(65535, dtype=np.float32)
+    np.testing.assert_array_equal(decode(encode(Frame(NAME, values[:, None]))).values, values[:, None])
+    np.testing.assert_array_equal(decode(encode(Frame(NAME, values[None]))).values, values[None])
+
+
+VECTOR = Message((4,), fixed_length=False)
+MAPS = Message((3, 2, 2), "pre-activation", fixed_length=False)
+
+
+@pytest.mark.parametrize("facts", [VECTOR, MAPS])
+def test_what_was_not_sent_reads_as_zero(facts: Message) -> None:
+    message = np.arange(1, 1 + np.prod(facts.shape), dtype=np.float32).reshape(facts.shape)
+    counts = list(range(facts.shape[0] + 1))  # 0 components included
+    read, kept = unpack([pack(message, count, NAME) for count in counts], facts, NAME)
+    assert kept.tolist() == counts
+    assert read.shape == (len(counts), *facts.shape)
+    for row, count in zip(read, counts, strict=True):
+        np.testing.assert_array_equal(row[:count], message[:count])
+        assert not row[count:].any()
+
+
+def test_no_frames_are_no_messages() -> None:
+    read, kept = unpack([], MAPS, NAME)
+    assert read.shape == (0, 3, 2, 2)
+    assert kept.shape == (0,)
+
+
+@pytest.mark.parametrize("kept", [-1, 5])
+def test_components_that_are_not_there_cannot_be_sent(kept: int) -> None:
+    with pytest.raises(WireError, match="of a message that has 4"):
+        pack(np.zeros(4, np.float32), kept, NAME)
+
+
+def test_a_frame_of_another_identity_is_refused() -> None:
+    good = pack(np.zeros(4, np.float32), 4, NAME)
+    other = pack(np.zeros(4, np.float32), 4, b"\xff\x00\x00\x01")
+    with pytest.raises(WireError, match="ff000001 cannot be answered by 01020304"):
+        unpack([good, other], VECTOR, NAME)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (4, 2), (2, 0), (0, 2), (0, 0), (0, 65535)])
+def test_a_frame_of_another_shape_is_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(WireError, match="does not fit"):
+        unpack([encode(Frame(NAME, np.zeros(shape, np.float32)))], VECTOR, NAME)
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_a_message_of_fixed_length_comes_whole(kept: int) -> None:
+    with pytest.raises(WireError, match=f"4 components, but one has {kept}"):
+        unpack([pack(np.ones(4, np.float32), kept, NAME)], Message((4,)), NAME)
