@@ -1,0 +1,38 @@
+# The README's commands. Everything is set up by the project's own files, in .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint tests benchmarks measurements clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): a minute or two"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/splitveil demo --out runs/demo
+
+test: lint tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tests: setup
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+benchmarks: setup
+	$(BIN)/python benchmarks/factorise.py --out benchmarks/results/factorise.json
+
+measurements: setup
+	$(BIN)/python benchmarks/leakage.py utkface --hidden race --out benchmarks/results/leakage-utkface.json
+	$(BIN)/python benchmarks/leakage.py qmnist --hidden writer --out benchmarks/results/leakage-qmnist.json
+	$(BIN)/python benchmarks/tables.py
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
