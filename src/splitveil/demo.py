@@ -19,6 +19,7 @@ from splitveil.split import SplitModel
 from splitveil.train import Progress, Recipe, predict
 
 CUT = 4
+RECIPE = Recipe(epochs=8)
 KEPT = (1, 2, 4, 8, 12, 16, 32)
 DROP = 0.01  # of validation accuracy that the m' of the sentences and pictures may cost
 PICTURES = 10
@@ -39,7 +40,7 @@ def run_demo(out: str | Path, *, progress: Progress | None = None) -> dict[str, 
     """
     folder = Path(out)
     data = load_data("digit-pairs")
-    train_run(folder / "run", data, Recipe(epochs=8), source="digit-pairs", progress=progress)
+    train_run(folder / "run", data, RECIPE, source="digit-pairs", progress=progress)
     split = SplitModel(Run(folder / "run").model(), at=CUT)
     shape = tuple(predict(split.client, data.test).shape[1:])
     factors = factorise(split.server_layer, feature_shape=shape)
@@ -59,12 +60,12 @@ def run_demo(out: str | Path, *, progress: Progress | None = None) -> dict[str, 
 def _rows(
     split: SplitModel, veils: dict[str, Obfuscator], data: Dataset, progress: Progress | None
 ) -> list[dict[str, Any]]:
-    references = reference_lines(split, data, hidden="digit", progress=progress)
+    references = reference_lines(split, data, hidden="digit", attacks=ATTACKS, progress=progress)
     rows = []
     for index, (name, veil) in enumerate(veils.items()):
         if progress:
             progress(index, len(veils), f"{len(ATTACKS)} attacks on {name}")
-        found = leakage(split, veil, data, hidden="digit", references=references)
+        found = leakage(split, veil, data, hidden="digit", attacks=ATTACKS, references=references)
         rows.append({"name": name, "components": veil.message.shape[0], **found.as_row()})
     return rows
 

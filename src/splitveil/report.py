@@ -14,8 +14,9 @@ from torch import Tensor
 Row = Mapping[str, Any]
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
-table { border-collapse: collapse; font-size: 0.9rem } td, th { padding: 0.25rem 0.7rem; text-align: right }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
+table { border-collapse: collapse; font-size: 0.9rem }
+td, th { padding: 0.25rem 0.7rem; text-align: right; white-space: nowrap }
 th { border-bottom: 2px solid #1b1f24 } td { border-bottom: 1px solid #d0d7de } td:first-child { text-align: left }
 img { max-width: 100%; height: auto } figcaption, footer { color: #57606a; font-size: 0.9rem }
 """
@@ -48,6 +49,7 @@ def demo_report(
         _figure(tradeoff(rows), "Shares of 1,000 test images; bars are 95 % intervals. Attack: the strongest of the "
                                 "suite, chosen on validation."),
         _table(rows),
+        _reference_lines(rows[0]),
         _figure(strips(pictures), "A decoder was trained on each kind of message to recover the image."),
         f"<footer>{html.escape(str(dict(facts)))}</footer>",
     ]  # fmt: skip
@@ -137,6 +139,11 @@ def _table(rows: Sequence[Row]) -> str:
         for row in rows
     ]  # fmt: skip
     return "<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>" + "".join(lines) + "</table>"
+
+
+def _reference_lines(row: Row) -> str:
+    lines = "; ".join(f"{label}: {_share(row[key])}" for key, (label, _) in _LINES.items())
+    return f"<p>Reference lines, the same attacks on other inputs: {html.escape(lines)}.</p>"
 
 
 def _share(estimate: Mapping[str, float]) -> str:
