@@ -9,7 +9,7 @@ import torch
 
 import splitveil as sv
 from splitveil.attack import ATTACKS, Perceptron, Training
-from splitveil.data import Dataset
+from splitveil.data import Dataset, Part
 from splitveil.errors import AttackError
 from splitveil.measure import best_attack, reference_lines, view
 
@@ -128,6 +128,22 @@ def test_the_test_part_decides_nothing(split, data):
     assert first.best == second.best == "linear"
     assert first.validation == second.validation
     assert second.accuracy < 0.2 < 0.9 < first.accuracy
+
+
+def test_the_prior_is_the_training_parts(split, data):
+    """What an adversary can know beforehand is the majority of its own samples, whatever the other parts hold."""
+
+    def mostly(part: Part, value: int) -> Part:
+        fifth = torch.arange(len(part)) % 5 == 0
+        return dataclasses.replace(
+            part, hidden={**part.hidden, "secret": torch.where(fifth, part.hidden["secret"], value)}
+        )
+
+    skewed = dataclasses.replace(data, train=mostly(data.train, 0), val=mostly(data.val, 1))
+    lines = reference_lines(split, skewed, hidden="secret", attacks=QUICK)
+    shares = torch.bincount(data.test.hidden["secret"]) / len(data.test)
+    assert shares[0] != shares[1]
+    assert lines.prior == pytest.approx(float(shares[0]))
 
 
 def test_the_attack_with_the_best_validation_counts(split, data):

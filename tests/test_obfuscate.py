@@ -227,6 +227,14 @@ def test_messages_have_the_features_dtype(dtype):
         torch.testing.assert_close(a.double(), veil.encode(z), atol=tolerance, rtol=tolerance)
 
 
+def test_a_relative_bound_of_zero_has_a_finite_gradient():
+    """The root of the budget that is left, zero here, must not turn into 0 times infinity."""
+    _, f, z = connected(4, 6, 0)
+    z = z.requires_grad_()
+    (gradient,) = torch.autograd.grad(sv.DistortionBounded(f, epsilon=0.0, relative=True).encode(z).sum(), z)
+    torch.testing.assert_close(gradient, f.vh.sum(0).expand(5, -1))
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 5.0])
 def test_encoding_and_decoding_can_be_differentiated(epsilon):
     layer, f, z = connected(4, 6, 0)
