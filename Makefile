@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint tests benchmarks measurements clean
+.PHONY: setup demo test lint pytest benchmarks measurements clean
 
 setup: $(VENV)/.installed
 
@@ -16,14 +16,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/splitveil demo --out runs/demo
 
-test: lint tests
+test: lint pytest
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-tests: setup
+pytest: setup
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 benchmarks: setup

@@ -34,7 +34,8 @@ def main() -> None:
 
 def table(name: str, title: str) -> str:
     rows = json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))["rows"]
-    first = next(iter(rows.values()))
+    rows = dict(sorted(rows.items(), key=lambda item: -item[1]["message_bytes"]))
+    first = rows["raw"]
     lines = ", ".join(f"{key} {percent(first[key])}" for key in ("prior", "label", "logits"))
     head = ["| sent | bytes | target | attack | over logits |", "| --- | ---: | ---: | ---: | ---: |"]
     body = [

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 
 import splitveil as sv
 from splitveil import cli, measure
 from splitveil.attack import Attack, Guess
 from splitveil.cli.output import print_table, progress_bar
-from splitveil.runs import train_run
+from splitveil.runs import Run, train_run
 
 COMMANDS = ("demo", "data", "inspect", "train", "attack")
 ESTIMATES = (
@@ -315,3 +316,49 @@ def test_progress_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) ->
     assert out == ""
     assert "folder:[red]x[/blue]" in err
     assert "1/2" in err
+
+
+def images(folder: Path) -> Path:
+    """Two classes of thirty small noise images, and a CSV of a hidden attribute."""
+    generator = torch.Generator().manual_seed(0)
+    lines = ["file,colour"]
+    for index in range(60):
+        kind = ("cat", "dog")[index % 2]
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 255, (16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(folder / kind / f"{index}.png")
+        lines.append(f"{kind}/{index}.png,{('red', 'blue', 'green')[index % 3]}")
+    (folder / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def test_options_of_a_data_set_travel_with_the_run(splitveil: Splitveil, tmp_path: Path) -> None:
+    folder = images(tmp_path / "pictures")
+    options = ("--option", f"hidden_csv={folder}/labels.csv", "--option", "size=[16, 16]")
+    code, out, err = splitveil("data", f"folder:{folder}", *options, "--json")
+    assert code == 0, err
+    assert json.loads(out)["hidden"] == {"colour": ["blue", "green", "red"]}
+    assert json.loads(out)["input_shape"] == [3, 16, 16]
+    run = tmp_path / "run"
+    assert splitveil("train", "--data", f"folder:{folder}", "--out", run, "--epochs", 1, *options).code == 0
+    recorded = json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]["options"]
+    assert recorded == {"hidden_csv": f"{folder}/labels.csv", "size": [16, 16]}
+    assert list(Run(run).data().hidden_classes) == ["colour"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["writers"], "NAME=VALUE"), (["=3"], "NAME=VALUE"), (["nonsense=3"], "nonsense")],
+)
+def test_impossible_options(splitveil: Splitveil, options: list[str], says: str) -> None:
+    given = [word for option in options for word in ("--option", option)]
+    code, out, err = splitveil("data", "digit-pairs", *given)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_another_recipe_in_the_same_folder_says_what_differs(splitveil: Splitveil, run: Path) -> None:
+    code, _, err = splitveil("train", "--data", "digit-pairs", "--out", run, "--epochs", 9)
+    assert code == 2
+    assert "epochs 1 there, 9 asked" in err

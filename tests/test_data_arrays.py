@@ -222,3 +222,21 @@ def test_the_digest_changes_with_the_split_and_the_names():
 def joined(one, other):
     place = torch.cat([one.hidden["place"], other.hidden["place"]])
     return torch.cat([one.pixels, other.pixels]), torch.cat([one.y, other.y]), {"place": place}
+
+
+def test_channels_last_arrays_are_refused_with_the_remedy():
+    with pytest.raises(DataError, match=r"transpose\(0, 3, 1, 2\)"):
+        Dataset.from_arrays(np.zeros((10, 8, 8, 3), np.uint8), np.arange(10) % 2)
+
+
+def test_hidden_labels_need_a_name():
+    with pytest.raises(DataError, match="mapping from names"):
+        Dataset.from_arrays(np.zeros((10, 1, 8, 8), np.uint8), np.arange(10) % 2, hidden=np.arange(10))
+
+
+def test_a_data_set_shows_neither_pixels_nor_secrets():
+    x = np.random.default_rng(0).integers(0, 255, (40, 1, 8, 8)).astype(np.uint8)
+    data = Dataset.from_arrays(x, np.arange(40) % 2, {"age": np.arange(40) % 7}, name="shown")
+    assert "shown" in repr(data)
+    assert "tensor" not in repr(data) + repr(data.train)
+    assert "age" not in repr(data)

@@ -10,7 +10,7 @@ import torch
 import splitveil as sv
 from splitveil.attack import ATTACKS, Perceptron, Training
 from splitveil.data import Dataset, Part
-from splitveil.errors import AttackError
+from splitveil.errors import AttackError, ShapeError
 from splitveil.measure import best_attack, reference_lines, view
 
 QUICK = (Perceptron("linear", hidden=(), dropout=(0.0, 0.0), training=Training(epochs=8, weight_decays=(0.1,))),)
@@ -211,6 +211,15 @@ def test_an_attack_without_finite_log_probabilities_is_refused(split, data):
     views = {name: view(split, sv.Identity((256,)), part)[0] for name, part in data.parts.items()}
     with pytest.raises(AttackError, match=r"'certain'.*not finite"):
         best_attack(views, data, hidden="secret", attacks=(Certain(),))
+
+
+def test_an_obfuscator_of_another_cut_is_refused_before_any_attack_is_trained(split, data):
+    other = sv.SplitModel(split.model, at=5)
+    veil = sv.TopComponents(sv.factorise(other.server_layer, feature_shape=(128,)), m=2)
+    calls = []
+    with pytest.raises(ShapeError):
+        sv.leakage(split, veil, data, hidden="secret", attacks=QUICK, progress=lambda *call: calls.append(call))
+    assert not calls
 
 
 def test_data_without_hidden_attributes_says_so(split, data, factors):

@@ -90,7 +90,7 @@ def test_training_a_run_leaves_the_callers_generator_alone(tmp_path: Path) -> No
         ({"data": arrays().without_hidden()}, "a run with another data"),
         ({"source": "there"}, "a run with another data"),
         ({"options": {"size": (9, 9)}}, "a run with another data"),
-        ({"data": replace(arrays(), classes=("0", "1", "2"))}, "a run with another model"),
+        ({"data": replace(arrays(), classes=("0", "1", "2"))}, "a run with another data"),
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(folder: Path, change: dict[str, Any], sentence: str) -> None:

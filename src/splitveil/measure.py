@@ -138,6 +138,7 @@ def leakage(
     Raises:
         AttackError: the data has no such attribute, or no attack was given.
     """
+    view(split, veil, data.test, rows=slice(0, 1))  # what does not fit together shows before the long work
     if references is None:
         references = reference_lines(split, data, hidden=hidden, attacks=attacks, seed=seed, progress=progress)
     messages = {name: view(split, veil, data.parts[name]) for name in PARTS}
@@ -189,12 +190,14 @@ def reference_lines(
     )
 
 
-def view(split: SplitModel, veil: Obfuscator, part: Part, *, batch_size: int = 512) -> tuple[View, Tensor, Tensor]:
-    """What crosses the wire for a part: the view of it, the server's logits (N, K), and the bytes per frame (N,)."""
+def view(
+    split: SplitModel, veil: Obfuscator, part: Part, *, rows: slice = slice(None), batch_size: int = 512
+) -> tuple[View, Tensor, Tensor]:
+    """What crosses the wire for a part or some rows of it: a view, the server's logits (N, K), bytes per frame (N,)."""
     client, server = Client(split, veil), Server(split, veil)
     sent, kept, answers, sizes = [], [], [], []
-    for start in range(0, len(part), batch_size):
-        frames = client.send(part.images(slice(start, start + batch_size)).to(split.device))
+    for batch in torch.split(torch.arange(len(part))[rows], batch_size):
+        frames = client.send(part.images(batch).to(split.device))
         messages, lengths = server.read(frames)
         sent.append(messages)
         kept.append(lengths)

@@ -153,9 +153,14 @@ def _claim(folder: Path, manifest: Manifest) -> None:
         write_json(path, manifest.model_dump(mode="json"))
         return
     there, manifest = _read_manifest(path), Manifest.model_validate(manifest.model_dump(mode="json"))
-    for name in ("model", "data", "recipe"):
-        if getattr(there, name) != getattr(manifest, name):
-            raise RunError(f"{folder} holds a run with another {name}; choose another folder for this one")
+    for name in ("data", "model", "recipe"):
+        if differs := _differences(getattr(there, name), getattr(manifest, name)):
+            raise RunError(f"{folder} holds a run with another {name} ({differs}); choose another folder for this one")
+
+
+def _differences(there: Any, asked: Any) -> str:
+    old, new = dict(there), dict(asked)
+    return ", ".join(f"{key} {old.get(key)} there, {new.get(key)} asked" for key in new if old.get(key) != new[key])
 
 
 def _read_manifest(path: Path) -> Manifest:

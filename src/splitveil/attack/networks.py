@@ -139,6 +139,8 @@ def fit_network(
 ) -> Guess:
     """Train one network per weight decay, and keep the epoch of the one that guesses best on validation."""
     x, val_x = inputs(train), inputs(val)
+    if x.dim() == 4:
+        x, val_x = (maps.contiguous(memory_format=torch.channels_last) for maps in (x, val_x))
     device = train.public.split.device
     best = (-1.0, -torch.inf)
     best_net: nn.Module | None = None
@@ -146,6 +148,8 @@ def fit_network(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = build().to(device)
+            if x.dim() == 4:  # several times faster on a CPU
+                net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             score, net = _fit_one(net, x, secret, val_x, val_secret, decay, training)
         if score > best or best_net is None:
             best, best_net = score, net

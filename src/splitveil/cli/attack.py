@@ -40,7 +40,10 @@ def attack(
         data = opened.data(data_root, progress)
         names = [hidden] if hidden else list(data.hidden_classes)
         if not names:
-            raise AttackError(f"{data.name} has no hidden attribute, so there is nothing to guess")
+            raise AttackError(
+                f"{data.name} has no hidden attribute, so there is nothing to guess; for a "
+                "folder, train with --option hidden_csv=FILE"
+            )
         cut = SplitModel(opened.model(), at=split)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", PrivacyWarning)
@@ -65,10 +68,13 @@ def attack(
 
 def _check_options(method: Method, m: int | None, epsilon: float | None, relative: bool) -> None:
     """Each option belongs to one method and is refused elsewhere."""
-    if (m is not None) != (method == "top"):
-        raise typer.BadParameter("--m N belongs to --method top, which needs it")
-    if (epsilon is not None) != (method == "bounded") or (relative and method != "bounded"):
-        raise typer.BadParameter("--epsilon E (and --relative) belong to --method bounded, which needs --epsilon")
+    for name, given, owner in (("--m", m is not None, "top"), ("--epsilon", epsilon is not None, "bounded")):
+        if given and method != owner:
+            raise typer.BadParameter(f"--method {method} takes no {name}; it belongs to --method {owner}")
+        if not given and method == owner:
+            raise typer.BadParameter(f"--method {method} needs {name}")
+    if relative and method != "bounded":
+        raise typer.BadParameter(f"--method {method} takes no --relative; it belongs to --method bounded")
 
 
 def _veil(

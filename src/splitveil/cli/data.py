@@ -4,12 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.options import AsJson, DataRoot, Quiet
+from splitveil.cli.options import AsJson, DataOptions, DataRoot, Quiet, read_options
 from splitveil.cli.output import print_json, print_table, progress_bar
 
 
 def data(
     name: Annotated[str | None, typer.Argument(help="A data set, or folder:PATH; without it, list them.")] = None,
+    option: DataOptions = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -21,7 +22,7 @@ def data(
         print_json({"names": list(NAMES)}) if as_json else print_table("data sets", ["name"], [[n] for n in NAMES])
         return
     with progress_bar(quiet) as progress:
-        loaded = load_data(name, root=data_root, progress=progress)
+        loaded = load_data(name, root=data_root, progress=progress, **read_options(option))
     facts: dict[str, Any] = {
         "name": loaded.name,
         "input_shape": list(loaded.input_shape),
@@ -34,6 +35,9 @@ def data(
     if as_json:
         print_json(facts)
         return
+    facts["samples"] = ", ".join(f"{part} {len(samples):,}" for part, samples in loaded.parts.items())
+    facts["classes"] = ", ".join(loaded.classes)
+    facts["input_shape"] = " × ".join(map(str, loaded.input_shape))
     facts["hidden"] = ", ".join(f"{key} ({len(names)} values)" for key, names in loaded.hidden_classes.items())
     facts["skipped"] = "\n".join(loaded.skipped) or "none"
     print_table(f"data set {name}", ["fact", "value"], list(facts.items()))

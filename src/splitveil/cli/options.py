@@ -1,7 +1,8 @@
 """Options that several commands share."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,4 +12,26 @@ DataRoot = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that 'splitveil train' has written.")]
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="An option of the data set, such as hidden_csv=labels.csv or writers=50; may be given again.",
+    ),
+]
 Operator = Literal["dense", "patch"]
+
+
+def read_options(given: list[str] | None) -> dict[str, Any]:
+    """NAME=VALUE pairs; a value is read as JSON where it is JSON (numbers, lists), and is text otherwise."""
+    options: dict[str, Any] = {}
+    for pair in given or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"--option takes NAME=VALUE, not {pair!r}")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options

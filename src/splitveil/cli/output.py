@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 MISTAKE = 2
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def fail(sentence: str) -> NoReturn:
@@ -35,20 +37,45 @@ def print_json(content: Any) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table for people; numbers are to be formatted before."""
     # Text, because names and paths may hold what rich would read as markup.
-    table = Table(title=Text(title), title_justify="left")
+    table = Table()
     for column in columns:
         table.add_column(Text(column))
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
+    typer.echo(title)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+Report = Callable[[int, int, str], None]
+
+
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A function to report (done, in all, text) to, drawn on stderr; None where it is to be quiet."""
+def progress_bar(quiet: bool) -> Iterator[Report | None]:
+    """A function to report (done, in all, text) to: a bar on stderr, lines where that is no terminal, None if quiet."""
     if quiet:
         yield None
-        return
+    elif sys.stderr.isatty():
+        with _bar() as report:
+            yield report
+    else:
+        yield _lines()
+
+
+def _lines() -> Report:
+    last_text, last_time = "", 0.0
+
+    def report(done: int, total: int, text: str) -> None:
+        nonlocal last_text, last_time
+        # Decoding reports every image with the same words: a line now and then will do.
+        if text != last_text or done == total or time.monotonic() - last_time > SECONDS_BETWEEN_LINES:
+            typer.echo(f"{done}/{total} {text}", err=True)
+            last_text, last_time = text, time.monotonic()
+
+    return report
+
+
+@contextmanager
+def _bar() -> Iterator[Report]:
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TimeRemainingColumn(),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from splitveil.cli.options import AsJson, DataRoot, Quiet
+from splitveil.cli.options import AsJson, DataOptions, DataRoot, Quiet, read_options
 from splitveil.cli.output import print_json, print_table, progress_bar
 
 
@@ -16,6 +16,7 @@ def train(
     seed: Annotated[int, typer.Option("--seed", help="Of the first weights and the order of the samples.")] = 0,
     recipe: Annotated[Literal["plain"], typer.Option("--recipe", help="How to train.")] = "plain",
     device: Annotated[str, typer.Option("--device", help="Where to train: cpu, cuda, …")] = "cpu",
+    option: DataOptions = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -25,14 +26,21 @@ def train(
     from splitveil.runs import train_run
     from splitveil.train import Recipe, available
 
-    settings = Recipe(epochs=epochs, seed=seed)
+    settings, options = Recipe(epochs=epochs, seed=seed), read_options(option)
     available(device)  # before the data is read, which may take minutes
     with progress_bar(quiet) as progress:
-        loaded = load_data(data, root=data_root, progress=progress)
-        history = train_run(out, loaded, settings, source=data, device=device, progress=progress)
+        loaded = load_data(data, root=data_root, progress=progress, **options)
+        history = train_run(out, loaded, settings, source=data, options=options, device=device, progress=progress)
     result = {
         "run": str(out), "data": loaded.name, "recipe": recipe, "epochs": len(history), "seed": seed,
         "loss": history[-1].loss, "validation_accuracy": history[-1].val_accuracy,
         "skipped": list(loaded.skipped),
     }  # fmt: skip
-    print_json(result) if as_json else print_table("trained", ["fact", "value"], list(result.items()))
+    if as_json:
+        print_json(result)
+        return
+    shown = result | {
+        "loss": f"{history[-1].loss:.4f}", "validation_accuracy": f"{history[-1].val_accuracy:.1%}",
+        "skipped": "\n".join(loaded.skipped) or "none",
+    }  # fmt: skip
+    print_table("trained", ["fact", "value"], list(shown.items()))

@@ -25,6 +25,8 @@ def as_pixels(x: ArrayLike) -> Tensor:
         images = images[:, None]
     if images.ndim != 4 or 0 in images.shape:
         raise DataError(f"x has shape {images.shape}, but images must be N×C×H×W or N×H×W and not empty")
+    if images.shape[3] in (1, 3, 4) and images.shape[1] > 4:
+        raise DataError(f"x has shape {images.shape}, which looks like N×H×W×C; give N×C×H×W: x.transpose(0, 3, 1, 2)")
     if images.dtype != np.uint8:
         images = _quantised(images)
     return torch.from_numpy(np.ascontiguousarray(images))

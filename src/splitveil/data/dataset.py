@@ -30,9 +30,9 @@ class Part:
         hidden: Hidden attributes by name, each int64, (N,); empty where there are none.
     """
 
-    pixels: Tensor
-    y: Tensor
-    hidden: dict[str, Tensor] = field(default_factory=dict)
+    pixels: Tensor = field(repr=False)
+    y: Tensor = field(repr=False)
+    hidden: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -64,12 +64,12 @@ class Dataset:
     """
 
     name: str
-    train: Part
-    val: Part
-    test: Part
+    train: Part = field(repr=False)
+    val: Part = field(repr=False)
+    test: Part = field(repr=False)
     classes: tuple[str, ...]
-    hidden_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()
+    hidden_classes: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    skipped: tuple[str, ...] = field(default=(), repr=False)
     mirror: bool = False
 
     def __post_init__(self) -> None:
@@ -160,6 +160,8 @@ class Dataset:
             raise DataError(
                 "y holds fewer than two classes, so there is nothing to predict; give labels of two or more"
             )
+        if hidden is not None and not isinstance(hidden, Mapping):
+            raise DataError("hidden must be a mapping from names to labels, such as {'race': labels}")
         table, value_names = _hidden_table(hidden or {}, hidden_classes or {}, len(pixels))
         if isinstance(split, Mapping):
             rows = given_rows(split, len(pixels), groups)

@@ -1,6 +1,6 @@
 """The thin singular value decomposition of a server's first layer, and what a client and a server do with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -37,9 +37,9 @@ class Factors:
         null_at_least: A lower limit of that dimension, 0 where nothing is known.
     """
 
-    u: Tensor
-    s: Tensor
-    vh: Tensor
+    u: Tensor = field(repr=False)
+    s: Tensor = field(repr=False)
+    vh: Tensor = field(repr=False)
     operator: Operator
     map: LinearMap
     rank: int | None
