@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from slow_truth import unrolled
 from splitveil.errors import OperatorError, RankError, ShapeError
 from splitveil.linear import Factors, factorise
-from splitveil.linear.operators import unrolled
 
 F64 = torch.float64
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from slow_truth import unrolled
 from splitveil.linear import decompose, factorise, krylov, nullspace, operators
 from splitveil.linear.decompose import Products, Triplets, decompose_matrix, decompose_products, leading_triplets
 from splitveil.linear.layers import read_layers
 from splitveil.linear.maps import LinearMap
 from splitveil.linear.nullspace import banded_gram, has_full_column_rank
-from splitveil.linear.operators import unrolled
 
 F64 = torch.float64
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from math import prod
 
 import torch
-from torch import Tensor
 
 from splitveil.errors import OperatorError, RankError
 from splitveil.linear.decompose import (
@@ -192,9 +191,3 @@ def _disjoint(map_: LinearMap, kept: int, tolerance: float) -> _Spectrum:
     rank = None if patch.rank is None else patch.rank * count
     null = None if patch.null_dimension is None else patch.null_dimension * count
     return _Spectrum(triplets, rank, null, patch.null_at_least * count)
-
-
-def unrolled(map_: LinearMap) -> Tensor:
-    """The layers as one matrix ``(m, n)``, in float64: for small layers and for tests."""
-    products = _products(map_.to(torch.zeros(0, dtype=torch.float64)))
-    return products.images(torch.eye(map_.in_features, dtype=torch.float64)).mT
