@@ -15,11 +15,11 @@ SOURCE = Path(sv.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a room imports from those before it only. The package's own face and `python -m` stand outside.
 ROOMS = (
-    "version", "errors", "message", "wire", "extras", "files", "data", "models", "split", "linear", "obfuscate",
-    "exchange", "cost", "train", "runs", "statistics", "attack", "measure", "report", "demo", "cli",
+    "version", "errors", "message", "wire", "extras", "files", "statistics", "tensors", "data", "models", "split",
+    "linear", "obfuscate", "exchange", "cost", "train", "runs", "attack", "measure", "report", "demo", "cli",
 )  # fmt: skip
 FACES = ("__init__", "__main__")
-EDGE = ("version", "errors", "message", "wire", "extras", "cli")
+EDGE = ("version", "errors", "message", "wire", "extras", "files", "statistics", "cli")
 HEAVY = ("torch", "scipy", "sklearn", "matplotlib", "PIL", "safetensors")  # typer brings pydantic
 
 

@@ -17,6 +17,7 @@ import torch
 
 import splitveil as sv
 from splitveil import files, runs
+from splitveil import tensors as tensor_files
 from splitveil.errors import RunError
 from splitveil.runs import MANIFEST, WEIGHTS, Run, train_run
 from splitveil.train import CHECKPOINT
@@ -196,15 +197,15 @@ def test_files_are_as_readable_as_the_owner_wants(tmp_path: Path) -> None:
 def test_tensors_and_facts_survive_the_disk(tmp_path: Path) -> None:
     tied = torch.rand(3, 4)
     tensors = {"a": tied, "b": tied.T, "c": torch.tensor(5), "d": torch.zeros(0, 2)}
-    files.write_tensors(tmp_path / "x", tensors, {"list": [1, 0.1, None]})
-    back, facts = files.read_tensors(tmp_path / "x")
+    tensor_files.write_tensors(tmp_path / "x", tensors, {"list": [1, 0.1, None]})
+    back, facts = tensor_files.read_tensors(tmp_path / "x")
     assert facts == {"list": [1, 0.1, None]}
     for name, tensor in tensors.items():
         torch.testing.assert_close(back[name], tensor, rtol=0, atol=0)
     with pytest.raises(RunError, match="does not exist; train first"):
-        files.read_tensors(tmp_path / "y")
+        tensor_files.read_tensors(tmp_path / "y")
     with pytest.raises(RunError, match="is damaged"):
-        files.read_tensors(tmp_path)
+        tensor_files.read_tensors(tmp_path)
 
 
 def train_command(out: Path) -> list[str]:
@@ -224,7 +225,7 @@ def test_a_run_killed_in_mid_training_goes_on_to_the_same_weights(tmp_path: Path
     killed.send_signal(signal.SIGKILL)
     assert killed.communicate()[0] == b""
     assert killed.returncode == -signal.SIGKILL
-    assert len(files.read_tensors(checkpoint)[1]["history"]) < 4
+    assert len(tensor_files.read_tensors(checkpoint)[1]["history"]) < 4
     with pytest.raises(RunError, match="holds no finished training"):
         Run(tmp_path / "killed")
 
@@ -233,7 +234,7 @@ def test_a_run_killed_in_mid_training_goes_on_to_the_same_weights(tmp_path: Path
         done = subprocess.run(train_command(tmp_path / name), capture_output=True, check=True)
         outputs[name] = {**json.loads(done.stdout), "run": None}
     assert outputs["killed"] == outputs["whole"]
-    weights = [files.read_tensors(tmp_path / name / WEIGHTS)[0] for name in ("killed", "whole")]
+    weights = [tensor_files.read_tensors(tmp_path / name / WEIGHTS)[0] for name in ("killed", "whole")]
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=0, atol=0, msg=name)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import splitveil as sv
-from splitveil import files, train
+from splitveil import tensors as tensor_files
+from splitveil import train
 from splitveil.data import Part
 from splitveil.errors import DataError, ModelError, RecipeError, RunError, TrainingError
 from splitveil.train import CHECKPOINT, Epoch, accuracy, predict
@@ -201,7 +202,7 @@ def test_training_that_explodes_stops_and_keeps_the_last_good_checkpoint(
     assert len(data.train) // 32 + (len(data.train) % 32 > 1) == 9
     with pytest.raises(TrainingError, match=sentence):
         sv.fit(model(), data, SHORT, out=tmp_path)
-    tensors, facts = files.read_tensors(tmp_path / CHECKPOINT)
+    tensors, facts = tensor_files.read_tensors(tmp_path / CHECKPOINT)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert len(facts["history"]) == (2 if "loss" in sentence else 1)
 
@@ -217,8 +218,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
             raise OSError(errno.ENOSPC, "No space left on device")
         original(tensors, path, metadata)
 
-    original = files.save_file
-    monkeypatch.setattr(files, "save_file", save_file)
+    original = tensor_files.save_file
+    monkeypatch.setattr(tensor_files, "save_file", save_file)
     with pytest.raises(RunError, match=r"No space left on device.*free space"):
         sv.fit(network(), data, SHORT, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
@@ -233,9 +234,9 @@ def test_an_interruption_while_saving_leaves_nothing_behind(tmp_path: Path, monk
         Path(path).write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "save_file", save_file)
+    monkeypatch.setattr(tensor_files, "save_file", save_file)
     with pytest.raises(KeyboardInterrupt):
-        files.write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)}, {})
+        tensor_files.write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2)}, {})
     assert not list(tmp_path.iterdir())
 
 

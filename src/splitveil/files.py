@@ -1,4 +1,4 @@
-"""Tensors and JSON on disk, written so that a file is there whole or not at all."""
+"""Files on disk, written so that a file is there whole or not at all."""
 
 import json
 import os
@@ -7,15 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
 from splitveil.errors import RunError
-
-# safetensors keeps only strings beside the tensors; ours are one JSON object under this key.
-_FACTS = "splitveil"
 
 
 def is_there(path: Path) -> bool:
@@ -37,12 +29,12 @@ def write_json(path: Path, content: Any) -> None:
         RunError: the folder cannot be written, or the disk is full.
     """
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    _write(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    write_with(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write text atomically; raises `RunError` as `write_json` does."""
-    _write(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    write_with(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
@@ -59,33 +51,8 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} cannot be read as JSON ({error}); restore it or train again") from error
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors and a JSON object as one safetensors file, atomically; raises `RunError` as `write_json`."""
-    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
-    plain = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
-    metadata = {_FACTS: json.dumps(facts, allow_nan=False)}
-    _write(path, lambda temporary: save_file(plain, temporary, metadata))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote.
-
-    Raises:
-        RunError: the file is missing, damaged, or not one of ours.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[_FACTS])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (no mapping)
-    except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist; train first") from error
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise RunError(f"{path} is damaged or not a file of splitveil ({error}); train again") from error
-
-
-def _write(path: Path, save: Callable[[str], object]) -> None:
+def write_with(path: Path, save: Callable[[str], object]) -> None:
+    """Let ``save`` write a temporary file, then put it in place; raises `RunError` as `write_json` does."""
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +64,7 @@ def _write(path: Path, save: Callable[[str], object]) -> None:
         # mkstemp makes private files; a run is as readable as any other file of its owner.
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise RunError(f"{path} cannot be written ({error}); free space or choose another folder") from error
     finally:
         # Gone already where all went well; an interruption leaves nothing behind either.

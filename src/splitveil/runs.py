@@ -11,8 +11,9 @@ from torch import nn
 
 from splitveil.data import Dataset, load_data
 from splitveil.errors import RunError
-from splitveil.files import is_there, read_json, read_tensors, write_json, write_tensors
+from splitveil.files import is_there, read_json, write_json
 from splitveil.models import Table1Net
+from splitveil.tensors import read_tensors, write_tensors
 from splitveil.train import CHECKPOINT, Epoch, Progress, Recipe, fit
 from splitveil.version import __version__
 

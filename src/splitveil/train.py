@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from splitveil.data import Dataset, Part
 from splitveil.errors import DataError, ModelError, RecipeError, RunError, TrainingError
-from splitveil.files import is_there, read_tensors, write_tensors
+from splitveil.files import is_there
+from splitveil.tensors import read_tensors, write_tensors
 
 Progress = Callable[[int, int, str], None]
 
