@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_a_run_records_what_it_came_from(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["model"] == {"name": "Table1Net", "input_shape": [1, 8, 8], "n_classes": 2}
     assert manifest["data"] == {"name": "here", "options": {"size": [8, 8]}, "digest": arrays().digest}
-    assert manifest["recipe"] == {"epochs": 2, "seed": 3, "batch_size": 128, "learning_rate": 1e-3, "flip": True}
+    assert manifest["recipe"] == asdict(sv.Recipe(epochs=2, seed=3))
     assert set(manifest["versions"]) == {"splitveil", "python", "torch", "numpy", "safetensors"}
     assert manifest["versions"]["torch"] == importlib.metadata.version("torch")
     assert manifest["versions"]["splitveil"] == sv.__version__

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 
 import splitveil as sv
 from splitveil import tensors as tensor_files
-from splitveil import train
 from splitveil.data import Part
 from splitveil.errors import DataError, ModelError, RecipeError, RunError, TrainingError
-from splitveil.train import CHECKPOINT, Epoch, accuracy, predict
+from splitveil.train import CHECKPOINT, Epoch, accuracy, loop, predict
+from splitveil.train.checkpoint import State
 
 SHORT = sv.Recipe(epochs=4, batch_size=32)
+PAPER = sv.Recipe(epochs=4, batch_size=32, removal=0.5, decov=0.1, variational=0.1)
 
 
 class PowerCutError(Exception):
@@ -57,10 +59,11 @@ def stop_after(epochs: int) -> Callable[[int, int, str], None]:
     return progress
 
 
-def test_training_learns(data: sv.Dataset) -> None:
+@pytest.mark.parametrize("settings", [{}, {"precision": "bfloat16"}, {"removal": 0.5, "variational": 0.01}])
+def test_training_learns(data: sv.Dataset, settings: dict[str, Any]) -> None:
     model = network()
     before = accuracy(model, data.val)
-    history = sv.fit(model, data, sv.Recipe(epochs=8, batch_size=32))
+    history = sv.fit(model, data, sv.Recipe(epochs=8, batch_size=32, **settings))
     assert before < 0.8
     assert history[-1].val_accuracy > 0.95
     assert history[-1].loss < history[0].loss / 2
@@ -107,13 +110,16 @@ def test_the_seed_decides_the_order_and_the_callers_generator_is_left_alone(data
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 4])
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(data: sv.Dataset, tmp_path: Path, epochs: int) -> None:
+@pytest.mark.parametrize("recipe", [SHORT, PAPER, replace(PAPER, precision="bfloat16")], ids=["plain", "paper", "bf16"])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(
+    data: sv.Dataset, tmp_path: Path, epochs: int, recipe: sv.Recipe
+) -> None:
     whole = network()
-    expected = sv.fit(whole, data, SHORT)
+    expected = sv.fit(whole, data, recipe)
     with pytest.raises(PowerCutError):
-        sv.fit(network(), data, SHORT, out=tmp_path, progress=stop_after(epochs))
+        sv.fit(network(), data, recipe, out=tmp_path, progress=stop_after(epochs))
     resumed, reports = network(), []
-    history = sv.fit(resumed, data, SHORT, out=tmp_path, progress=lambda done, *_: reports.append(done))
+    history = sv.fit(resumed, data, recipe, out=tmp_path, progress=lambda done, *_: reports.append(done))
     assert history == expected
     assert reports == list(range(epochs + 1, 5))
     assert_same(whole, resumed)
@@ -264,6 +270,7 @@ def test_a_checkpoint_of_something_else_is_refused_and_left_alone(data: sv.Datas
     assert_refused(data, stopped, "another data set or recipe", replace(SHORT, seed=1))
     assert_refused(data, stopped, "another data set or recipe", replace(SHORT, epochs=5))
     assert_refused(data.without_hidden(), stopped, "another data set or recipe")
+    assert_refused(data, stopped, "another data set or recipe", replace(SHORT, removal=0.5))
     assert_refused(data, stopped, "another model", wide=True)
 
 
@@ -299,7 +306,7 @@ def test_a_folder_that_cannot_be_written_is_a_run_error(data: sv.Dataset, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"epoch": 3}, "no setting 'epoch'; it has: epochs, seed, batch_size, learning_rate, flip"),
+        ({"epoch": 3}, "no setting 'epoch'; it has: epochs, seed, batch_size, learning_rate, flip, precision, removal"),
         ({"epochs": 0}, "epochs must be a whole number from 1"),
         ({"epochs": 2.0}, "epochs must be a whole number"),
         ({"epochs": "2"}, "epochs must be a whole number .* not '2'"),
@@ -314,6 +321,12 @@ def test_a_folder_that_cannot_be_written_is_a_run_error(data: sv.Dataset, tmp_pa
         ({"learning_rate": "1e-3"}, "learning_rate must be a positive number"),
         ({"learning_rate": True}, "learning_rate must be a positive number"),
         ({"flip": 1}, "flip must be True or False, not 1"),
+        ({"precision": "float16"}, "precision must be float32 or bfloat16, not 'float16'"),
+        ({"removal": 1.1}, "removal must be a share from 0 to 1, not 1.1"),
+        ({"removal": True}, "removal must be a share from 0 to 1, not True"),
+        ({"decov": -0.1}, "decov must be a number of at least 0, not -0.1"),
+        ({"variational": float("nan")}, "variational must be a number of at least 0, not nan"),
+        ({"variational": float("inf")}, "variational must be a number of at least 0, not inf"),
     ],
 )
 def test_an_impossible_recipe_is_refused(settings: dict[str, object], sentence: str) -> None:
@@ -331,11 +344,11 @@ def test_the_rate_drops_tenfold_after_two_and_four_fifths(
 ) -> None:
     rates: list[float] = []
 
-    def epoch(_model: nn.Module, optimizer: torch.optim.Optimizer, *_: object) -> float:
-        rates.append(optimizer.param_groups[0]["lr"])
+    def epoch(state: State, *_: object) -> float:
+        rates.append(state.optimizer.param_groups[0]["lr"])
         return 0.0
 
-    monkeypatch.setattr(train, "_train_epoch", epoch)
+    monkeypatch.setattr(loop, "_train_epoch", epoch)
     sv.fit(network(), data, sv.Recipe(epochs=epochs, learning_rate=0.5))
     assert rates == pytest.approx([0.5 / 10 ** sum(number >= drop for drop in drops) for number in range(epochs)])
 

@@ -76,6 +76,23 @@ def decompose_matrix(matrix: Tensor) -> Triplets:
     return _from_gram(Products.of(matrix), matrix.mT @ matrix, matrix.shape[1])
 
 
+def right_vectors(weight: Tensor) -> Tensor:
+    """Right singular vectors (min(m, n), n) of a matrix (m, n), by falling singular value, in its dtype.
+
+    Through the Gram matrix of the smaller side in float64: exact enough for directions that matter to training, and
+    quick enough for every step. Where the matrix has no full rank, the last rows are zero.
+    """
+    W = weight.double()
+    m, n = W.shape
+    squares, found = torch.linalg.eigh(W @ W.mT if m <= n else W.mT @ W)
+    vectors: Tensor = found.flip(1)
+    if m > n:
+        return vectors.mT.to(weight.dtype)
+    s = squares.flip(0).clamp(min=0).sqrt()[:, None]
+    rows = torch.where(s > 1e-6 * s[0], (vectors.mT @ W) / s.clamp(min=1e-30), 0.0)
+    return rows.to(weight.dtype)
+
+
 def decompose_products(products: Products, k: int) -> Triplets:
     """The first k triplets through the Gram matrix of the smaller side, which is held in memory."""
     if products.m < products.n:

@@ -1,73 +1,21 @@
 """Training a model to answer: one plain loop that can be stopped at any epoch and goes on where it stood."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from splitveil.data import Dataset, Part
-from splitveil.errors import DataError, ModelError, RecipeError, RunError, TrainingError
-from splitveil.files import is_there
-from splitveil.tensors import read_tensors, write_tensors
+from splitveil.errors import DataError, ModelError, TrainingError
+from splitveil.train.checkpoint import CHECKPOINT, Epoch, State, resume, save
+from splitveil.train.ingredients import Ingredients
+from splitveil.train.recipe import Recipe
 
 Progress = Callable[[int, int, str], None]
 
-CHECKPOINT = "checkpoint.safetensors"
 # Section 5.1 drops the rate after epochs 20 and 40 of 50; shorter runs keep the proportions.
 _RATE_DROPS = (0.4, 0.8)
-_MOST = 2**32 - 1  # seeds beyond would not fit into torch's generator
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train (paper section 5.1; batch size and mirror images are ours, the paper says nothing of them).
-
-    Attributes:
-        epochs: passes over the training part.
-        seed: of the order of the samples, and of whatever is random inside the model (dropout).
-        batch_size: samples per step.
-        learning_rate: of Adam; divided by 10 after 40 % and after 80 % of the epochs.
-        flip: mirror half of the images where the data set allows it (`Dataset.mirror`: faces, not digits).
-
-    Raises:
-        RecipeError: a value is impossible.
-    """
-
-    epochs: int = 50
-    seed: int = 0
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    flip: bool = True
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("seed", 0), ("batch_size", 2)):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= _MOST:  # True is no number of epochs
-                raise RecipeError(f"{name} must be a whole number from {least} to {_MOST}, not {value!r}")
-        if type(self.learning_rate) not in (int, float) or not 0 < self.learning_rate < float("inf"):
-            raise RecipeError(f"learning_rate must be a positive number, not {self.learning_rate!r}")
-        if type(self.flip) is not bool:
-            raise RecipeError(f"flip must be True or False, not {self.flip!r}")
-
-    @classmethod
-    def from_mapping(cls, settings: Mapping[str, Any]) -> "Recipe":
-        """A recipe from named settings; raises `RecipeError` on a name that is not a setting."""
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise RecipeError(f"a recipe has no setting {unknown[0]!r}; it has: {', '.join(known)}")
-        return cls(**settings)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch did: mean training loss (nats) and accuracy on the validation part."""
-
-    loss: float
-    val_accuracy: float
 
 
 def fit(
@@ -104,21 +52,26 @@ def fit(
     # Channels last makes these small convolutions several times faster on a CPU.
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_fit(model, data)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    ingredients = Ingredients(model, recipe, data.train.images(slice(0, 1)).to(device))
+    heads = ingredients.heads.to(device)
+    optimizer = torch.optim.Adam([*model.parameters(), *heads.parameters()], lr=recipe.learning_rate)
+    state = State(model, heads, optimizer)
     path = None if out is None else Path(out) / CHECKPOINT
-    history = [] if path is None else _resume(path, model, optimizer, data, recipe)
-    for epoch in range(len(history), recipe.epochs):
+    if path is not None:
+        resume(path, state, data, recipe)
+    for epoch in range(len(state.history), recipe.epochs):
         _set_rate(optimizer, recipe, epoch)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(_seed(recipe, epoch))
-            loss = _train_epoch(model, optimizer, data, recipe, epoch)
-        history.append(Epoch(loss, accuracy(model, data.val)))
+            loss = _train_epoch(state, ingredients, data, recipe, epoch)
+        state.history.append(Epoch(loss, accuracy(model, data.val)))
         if path is not None:
-            _save(path, model, optimizer, data, recipe, history)
+            save(path, state, data, recipe)
         if progress:
-            progress(epoch + 1, recipe.epochs, f"loss {loss:.3f}, validation {history[-1].val_accuracy:.1%}")
+            accurate = state.history[-1].val_accuracy
+            progress(epoch + 1, recipe.epochs, f"loss {loss:.3f}, validation {accurate:.1%}")
     model.eval()
-    return history
+    return state.history
 
 
 def available(device: str | torch.device) -> torch.device:
@@ -144,29 +97,36 @@ def accuracy(model: nn.Module, part: Part) -> float:
     return float((predict(model.eval(), part).argmax(1) == part.y).double().mean())
 
 
-def _train_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, data: Dataset, recipe: Recipe, epoch: int
-) -> float:
-    model.train()
-    part, flip = data.train, recipe.flip and data.mirror
+def _train_epoch(state: State, ingredients: Ingredients, data: Dataset, recipe: Recipe, epoch: int) -> float:
+    model, part, flip = state.model.train(), data.train, recipe.flip and data.mirror
     device = next(model.parameters()).device
     # The order depends on seed and epoch alone, so that a resumed run needs no generator state.
     generator = torch.Generator().manual_seed(_seed(recipe, epoch))
     order = torch.randperm(len(part), generator=generator)
     mirrored = torch.rand(len(part), generator=generator) < (0.5 if flip else 0.0)
+    batches = _batches(order, recipe.batch_size)
     total, place = 0.0, f"epoch {epoch + 1}"
-    for step, rows in enumerate(_batches(order, recipe.batch_size)):
+    for step, rows in enumerate(batches):
         place = f"epoch {epoch + 1}, step {step + 1}"
         x = _mirror(part.images(rows), mirrored[rows]).to(device, memory_format=torch.channels_last)
-        loss = nn.functional.cross_entropy(model(x), part.y[rows].to(device))
+        with ingredients.step(epoch * len(batches) + step) as penalties:
+            loss = _loss(model, x, part.y[rows].to(device), recipe)
+        loss = loss + sum(penalties)
         _check_finite("loss", [loss], place)
-        optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        state.optimizer.step()
         total += loss.item() * len(rows)
     # The last step may have spoilt what no loss has seen yet; a checkpoint must not keep that.
     _check_finite("weights", model.state_dict().values(), place)
     return total / len(order)
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
+    """Mean cross-entropy, in nats."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        logits = model(x)
+    return nn.functional.cross_entropy(logits.float(), y)
 
 
 def _seed(recipe: Recipe, epoch: int) -> int:
@@ -214,53 +174,3 @@ def _set_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> N
     drops = sum(epoch >= max(1, round(share * recipe.epochs)) for share in _RATE_DROPS)
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate / 10**drops
-
-
-def _facts(data: Dataset, recipe: Recipe, history: list[Epoch]) -> dict[str, Any]:
-    return {"data": data.digest, "recipe": asdict(recipe), "history": [asdict(epoch) for epoch in history]}
-
-
-def _save(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: Dataset,
-    recipe: Recipe,
-    history: list[Epoch],
-) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    write_tensors(path, tensors, _facts(data, recipe, history))
-
-
-def _resume(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, data: Dataset, recipe: Recipe
-) -> list[Epoch]:
-    if not is_there(path):
-        return []
-    tensors, facts = read_tensors(path)
-    try:
-        history = [Epoch(**epoch) for epoch in facts["history"]]
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{path} is not a checkpoint of this version; choose another folder or remove it") from error
-    if facts != _facts(data, recipe, history):
-        raise RunError(f"{path} belongs to another data set or recipe; choose another folder or remove it")
-    try:
-        model.load_state_dict(_below("model.", tensors))
-        _restore(optimizer, _below("optimizer.", tensors))
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise RunError(f"{path} belongs to another model; choose another folder or remove it") from error
-    return history
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

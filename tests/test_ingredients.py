@@ -1,0 +1,209 @@
+"""The paper's additions to a training step: what each does to a feature, in which turn, and that nothing stays."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import splitveil as sv
+from splitveil.errors import ModelError
+from splitveil.train.ingredients import GaussianHead, Ingredients, decov, gaussian_divergence, remove
+
+SHAPE = (3, 16, 24)
+LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
+    "linear": lambda: (nn.Linear(40, 12), (40,)),
+    "tall linear": lambda: (nn.Linear(5, 12), (5,)),
+    "convolution": lambda: (nn.Conv2d(3, 16, 3, padding=1), (3, 9, 7)),
+    "strided": lambda: (nn.Conv2d(4, 8, (3, 5), stride=2, padding=(0, 2), dilation=(2, 1)), (4, 11, 12)),
+    "tall convolution": lambda: (nn.Conv2d(2, 30, 3, bias=False), (2, 8, 8)),
+}
+
+
+def network() -> sv.Table1Net:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return sv.Table1Net(SHAPE, 3)
+
+
+def ingredients(model: nn.Module, **weights: float) -> Ingredients:
+    return Ingredients(model, sv.Recipe(**weights), torch.zeros(1, *SHAPE))
+
+
+def images(count: int = 8) -> Tensor:
+    return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_removal_is_what_a_server_makes_of_the_top_components(name: str) -> None:
+    layer, shape = LAYERS[name]()
+    z = torch.randn(6, *shape)
+    factors = sv.factorise(layer, feature_shape=shape, operator="patch")
+    most = min(layer.weight.flatten(1).shape)
+    kept = torch.tensor([0, 1, 2, most // 2, most - 1, most])
+    with torch.no_grad():
+        ours, plain = remove(layer, z, kept), layer(z)
+    bias = 0 if layer.bias is None else layer.bias.detach().reshape(-1, *(1,) * (ours.dim() - 2))
+    for i, m in enumerate(kept.tolist()):
+        (expected,) = factors.finish(factors.project(z[i : i + 1], m))
+        torch.testing.assert_close(ours[i : i + 1] - bias, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours[-1], plain[-1], atol=1e-4, rtol=1e-4)
+    assert (ours[1] - plain[1]).abs().max() > 1e-2
+
+
+def test_removal_passes_the_gradient_through_a_constant_projection() -> None:
+    layer, z = nn.Linear(9, 4), torch.randn(5, 9, requires_grad=True)
+    upstream = torch.randn(5, 4)
+    remove(layer, z, torch.full((5,), 2)).backward(upstream)
+    V = torch.linalg.svd(layer.weight.detach()).Vh[:2]
+    P = V.mT @ V
+    torch.testing.assert_close(z.grad, upstream @ layer.weight.detach() @ P, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(layer.weight.grad, upstream.mT @ z.detach() @ P, atol=1e-5, rtol=1e-4)
+
+
+@given(st.integers(2, 12), st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_decov_is_half_the_squared_covariances_off_the_diagonal_per_element(samples: int, n: int, seed: int) -> None:
+    z = torch.randn(samples, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 3 + 1
+    C = torch.cov(z.mT, correction=0).reshape(n, n)
+    expected = 0.5 * (C.square().sum() - C.diagonal().square().sum()) / n
+    torch.testing.assert_close(decov(z), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_the_gaussian_divergence_is_that_of_normal_distributions() -> None:
+    mean, log_variance = torch.randn(4, 7), torch.randn(4, 7)
+    ours = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    prior = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+    expected = torch.distributions.kl_divergence(ours, prior).mean()
+    torch.testing.assert_close(gaussian_divergence(mean, log_variance), expected)
+
+
+def test_a_head_cannot_blow_the_noise_up() -> None:
+    head = GaussianHead(2)
+    assert head(torch.zeros(1, 2)).tolist() == [[-4.0, -4.0]]
+    with torch.no_grad():
+        head.weight.fill_(1e6)
+    assert head(torch.tensor([[1.0, -1.0]])).tolist() == [[4.0, -10.0]]
+
+
+@pytest.mark.parametrize("weights", [{"removal": 0.5}, {"removal": 1.0}, {"removal": 0.25, "decov": 1.0}])
+def test_content_is_removed_at_every_cut_in_turn_from_a_share_of_the_batch(weights: dict[str, float]) -> None:
+    model, x, hit = network().eval(), images(), round(weights["removal"] * 8)
+    added = ingredients(model, **weights)
+    turns = [_first_difference(model, added, step, x, hit) for step in range(12)]
+    assert turns == [f"layer{1 + step % 6}" for step in range(12)]
+
+
+def _first_difference(model: sv.Table1Net, added: Ingredients, step: int, x: Tensor, hit: int) -> str:
+    """The block whose output is the first to differ in this step, in the first ``hit`` samples alone."""
+    plain = _block_outputs(model, x)
+    with added.step(step):
+        seen = _block_outputs(model, x)
+    for name in model.cut_points:
+        different = [not torch.equal(a, b) for a, b in zip(plain[name], seen[name], strict=True)]
+        if any(different):
+            assert not any(different[hit:])
+            assert sum(different[:hit]) >= hit / 2  # a sample may happen to keep everything
+            return name
+    raise AssertionError("nothing was removed")
+
+
+@torch.no_grad()
+def _block_outputs(model: sv.Table1Net, x: Tensor) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = {}
+    for name in model.cut_points:
+        if name == "layer4":
+            x = model.flatten(x)
+        x = outputs[name] = model.get_submodule(name)(x)
+    return outputs
+
+
+@pytest.mark.parametrize("weights", [{"decov": 0.5}, {"variational": 2.0}, {"decov": 0.5, "variational": 2.0}])
+def test_features_are_shaped_at_cuts_2_to_6_in_turn(weights: dict[str, float]) -> None:
+    model, x = network().eval(), images()
+    added = ingredients(model, **weights)
+    for step in range(10):
+        cut = 2 + step % 5
+        z = sv.SplitModel(model, at=cut).client(x).flatten(1)
+        with added.step(step) as penalties, torch.no_grad():
+            answered = model(x)
+        expected = [0.5 * decov(z)] if "decov" in weights else []
+        if "variational" in weights:
+            expected.append(2.0 * gaussian_divergence(z, torch.full_like(z, -4.0)))
+        torch.testing.assert_close(penalties, expected)
+        assert torch.equal(answered, model(x)) == ("variational" not in weights)
+
+
+def test_the_noise_has_the_variance_that_the_head_says() -> None:
+    model = network().eval()
+    added = ingredients(model, variational=1.0)
+    with torch.no_grad():
+        added.heads[3].bias.fill_(1.0)
+    seen: list[Tensor] = []
+    model.layer5.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = images(400)
+    with torch.no_grad():
+        model(x)
+        with added.step(3):
+            # Hooks run in the order of their registration: read after the noise.
+            model.layer5.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            model(x)
+    noise = seen[-1] - seen[0]
+    assert noise.var().item() == pytest.approx(torch.e, rel=0.05)
+    assert abs(noise.mean().item()) < 0.05
+
+
+def test_nothing_stays_in_the_model() -> None:
+    model, x = network(), images()
+    names = list(model.state_dict())
+    before = model.eval()(x)
+    added = ingredients(model, removal=1.0, decov=1.0, variational=1.0)
+    with pytest.raises(KeyboardInterrupt), added.step(0):
+        raise KeyboardInterrupt
+    assert torch.equal(model(x), before)
+    assert list(model.state_dict()) == names
+    assert [head.weight.numel() for head in added.heads] == [16 * 8 * 12, 32 * 4 * 6, 64 * 2 * 3, 128, 64]
+
+
+def test_a_plain_recipe_adds_nothing() -> None:
+    added = Ingredients(nn.Flatten(), sv.Recipe(), torch.zeros(1, 1))
+    assert len(added.heads) == 0
+    with added.step(0) as penalties:
+        assert penalties == []
+
+
+@pytest.mark.parametrize("weights", [{"removal": 0.5}, {"decov": 1.0}, {"variational": 1.0}])
+def test_a_model_without_numbered_cuts_is_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(ModelError, match=r"Sequential has no numbered cuts .*set them to 0"):
+        ingredients(nn.Sequential(nn.Linear(4, 2)), **weights)
+
+
+def test_a_cut_that_does_not_begin_with_a_plain_layer_is_refused() -> None:
+    model = network()
+    model.layer2[0] = nn.Conv2d(16, 32, 3, padding=1, padding_mode="reflect")
+    with pytest.raises(ModelError, match="the cut 'layer2' does not begin with"):
+        ingredients(model, removal=0.5)
+
+
+def test_training_with_removal_makes_the_answer_stand_removal() -> None:
+    data = sv.load_data("digit-pairs")
+    kept = {}
+    for name, removal in (("plain", 0.0), ("removal", 0.5)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = sv.Table1Net(data.input_shape, data.n_classes)
+        sv.fit(model, data, sv.Recipe(epochs=2, removal=removal))
+        split = sv.SplitModel(model, at=3)
+        z = split.client(data.val.x)
+        factors = sv.factorise(split.server_layer, feature_shape=z.shape[1:], operator="patch")
+        veil = sv.TopComponents(factors, m=2)
+        kept[name] = (split.answer(veil, veil.encode(z)).argmax(1) == data.val.y).float().mean().item()
+    assert kept["removal"] > kept["plain"] + 0.2
+
+
+def test_weights_are_not_shared_with_the_callers_recipe() -> None:
+    recipe = sv.Recipe.paper(epochs=3)
+    assert replace(recipe, removal=0.0, decov=0.0, variational=0.0) == sv.Recipe(epochs=3)
+    assert recipe.removal > 0
