@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ import splitveil as sv
 from splitveil import cli, measure
 from splitveil.attack import Attack, Guess
 from splitveil.cli.output import print_table, progress_bar
+from splitveil.errors import RunError
 from splitveil.runs import Run, train_run
+from splitveil.train import fastest_precision
 
 COMMANDS = ("demo", "data", "inspect", "train", "attack")
 ESTIMATES = (
@@ -77,18 +80,40 @@ def test_no_command_shows_the_help(splitveil: Splitveil) -> None:
 
 
 def test_training_reports_on_stderr_and_gives_one_json_object(splitveil: Splitveil, run: Path, tmp_path: Path) -> None:
-    code, out, err = splitveil("train", "--data", "digit-pairs", "--out", tmp_path, "--epochs", 1, "--json")
+    train = ("train", "--data", "digit-pairs", "--out", tmp_path, "--epochs", 1, "--precision", "float32", "--json")
+    code, out, err = splitveil(*train)
     found = json.loads(out)
     assert code == 0
     assert found["run"] == str(tmp_path)
-    assert (found["data"], found["recipe"], found["epochs"], found["seed"]) == ("digit-pairs", "plain", 1, 0)
+    assert (found["data"], found["recipe"], found["epochs"]) == ("digit-pairs", "plain", 1)
+    assert found["settings"] == asdict(sv.Recipe(epochs=1))
     assert found["validation_accuracy"] > 0.5
     assert "1/1" in err
     assert "validation" in err
     # The same as the library gives, and the same again without a word.
     assert (tmp_path / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-    again = splitveil("train", "--data", "digit-pairs", "--out", tmp_path, "--epochs", 1, "--json", "--quiet")
-    assert again == (0, out, "")
+    assert splitveil(*train, "--quiet") == (0, out, "")
+
+
+def test_the_recipe_is_what_the_options_say(
+    splitveil: Splitveil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def no_training(_out: Path, _data: sv.Dataset, recipe: sv.Recipe, **_: object) -> NoReturn:
+        asked.append(recipe)
+        raise RunError("enough")
+
+    monkeypatch.setattr("splitveil.runs.train_run", no_training)
+    train = ("train", "--data", "digit-pairs", "--out", tmp_path, "--epochs", 3)
+    for options in ((), ("--recipe", "paper"), ("--recipe", "paper", "--set", "removal=0.3", "--seed", 4)):
+        assert splitveil(*train, *options).code == 2
+    precision = fastest_precision("cpu")
+    assert asked == [
+        sv.Recipe(epochs=3, precision=precision),
+        sv.Recipe.paper(epochs=3, precision=precision),
+        replace(sv.Recipe.paper(epochs=3, precision=precision), removal=0.3, seed=4),
+    ]
 
 
 def test_data_are_listed_and_described(splitveil: Splitveil) -> None:
@@ -206,6 +231,9 @@ ATTACK = ("attack", "RUN", "--split", 6)
         ((*TRAIN, "--device", "nonsense"), "the device 'nonsense' cannot be used here"),
         ((*TRAIN, "--device", "cuda:77"), "the device 'cuda:77' cannot be used here"),
         (("train", "--data", "digit-pairs", "--out", "RUN", "--epochs", 2), "a run with another recipe"),
+        (("train", "--data", "digit-pairs", "--out", "RUN", "--recipe", "paper"), "removal 0.0 there, 0.5 asked"),
+        ((*TRAIN, "--set", "removals=0.3"), "a recipe has no setting 'removals'; it has: epochs, seed"),
+        ((*TRAIN, "--set", "removal=2"), "removal must be a share from 0 to 1, not 2"),
         (("train", "--data", "digit-pairs", "--out", "file/x"), "cannot be written"),
         (("train", "--data", "digit-pairs", "--out", "x" * 300), "choose another folder"),
         (("inspect", "nowhere"), "does not exist; name a folder that 'splitveil train' has written"),

@@ -23,13 +23,13 @@ DataOptions = Annotated[
 Operator = Literal["dense", "patch"]
 
 
-def read_options(given: list[str] | None) -> dict[str, Any]:
-    """NAME=VALUE pairs; a value is read as JSON where it is JSON (numbers, lists), and is text otherwise."""
+def read_options(given: list[str] | None, flag: str = "--option") -> dict[str, Any]:
+    """NAME=VALUE pairs of ``flag``; a value is read as JSON where it is JSON, and is text otherwise."""
     options: dict[str, Any] = {}
     for pair in given or []:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise typer.BadParameter(f"--option takes NAME=VALUE, not {pair!r}")
+            raise typer.BadParameter(f"{flag} takes NAME=VALUE, not {pair!r}")
         try:
             options[name] = json.loads(value)
         except ValueError:

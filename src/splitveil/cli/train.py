@@ -1,5 +1,6 @@
 """``splitveil train``: a run's folder with a trained model in it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,15 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="The run's folder; an interrupted run goes on in it.")],
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training part.")] = 50,
     seed: Annotated[int, typer.Option("--seed", help="Of the first weights and the order of the samples.")] = 0,
-    recipe: Annotated[Literal["plain"], typer.Option("--recipe", help="How to train.")] = "plain",
+    recipe: Annotated[Literal["plain", "paper"], typer.Option("--recipe", help="How to train.")] = "plain",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the recipe, such as removal=0.3."),
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option("--precision", help="Of products; auto: bfloat16 where the processor is made for it."),
+    ] = "auto",
     device: Annotated[str, typer.Option("--device", help="Where to train: cpu, cuda, …")] = "cpu",
     option: DataOptions = None,
     data_root: DataRoot = None,
@@ -24,22 +33,26 @@ def train(
     """Train the paper's network (Table 1) on a data set's target; hidden attributes are not touched."""
     from splitveil.data import load_data
     from splitveil.runs import train_run
-    from splitveil.train import Recipe, available
+    from splitveil.train import Recipe, fastest_precision
 
-    settings, options = Recipe(epochs=epochs, seed=seed), read_options(option)
-    available(device)  # before the data is read, which may take minutes
+    # All that can be wrong with the options shows before the data is read, which may take minutes.
+    exact = fastest_precision(device) if precision == "auto" else precision
+    given = {"epochs": epochs, "seed": seed, "precision": exact, **read_options(setting, "--set")}
+    settings = Recipe.paper(**given) if recipe == "paper" else Recipe.from_mapping(given)
+    options = read_options(option)
     with progress_bar(quiet) as progress:
         loaded = load_data(data, root=data_root, progress=progress, **options)
         history = train_run(out, loaded, settings, source=data, options=options, device=device, progress=progress)
     result = {
-        "run": str(out), "data": loaded.name, "recipe": recipe, "epochs": len(history), "seed": seed,
+        "run": str(out), "data": loaded.name, "recipe": recipe, "settings": asdict(settings), "epochs": len(history),
         "loss": history[-1].loss, "validation_accuracy": history[-1].val_accuracy,
         "skipped": list(loaded.skipped),
     }  # fmt: skip
     if as_json:
         print_json(result)
         return
-    shown = result | {
+    shown = {key: value for key, value in result.items() if key != "settings"} | {
+        "settings": ", ".join(f"{name} {value}" for name, value in asdict(settings).items()),
         "loss": f"{history[-1].loss:.4f}", "validation_accuracy": f"{history[-1].val_accuracy:.1%}",
         "skipped": "\n".join(loaded.skipped) or "none",
     }  # fmt: skip

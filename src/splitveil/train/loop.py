@@ -1,7 +1,8 @@
 """Training a model to answer: one plain loop that can be stopped at any epoch and goes on where it stood."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from splitveil.data import Dataset, Part
 from splitveil.errors import DataError, ModelError, TrainingError
 from splitveil.train.checkpoint import CHECKPOINT, Epoch, State, resume, save
 from splitveil.train.ingredients import Ingredients
-from splitveil.train.recipe import Recipe
+from splitveil.train.recipe import Precision, Recipe
 
 Progress = Callable[[int, int, str], None]
 
@@ -82,6 +83,22 @@ def available(device: str | torch.device) -> torch.device:
         first = str(error).partition("\n")[0]
         raise TrainingError(f"the device {str(device)!r} cannot be used here ({first}); choose cpu") from error
     return torch.device(device)
+
+
+def fastest_precision(device: str | torch.device) -> Precision:
+    """ "bfloat16" where the device has instructions for it, else "float32"; see `Recipe.precision`.
+
+    Raises:
+        TrainingError: there is no such device.
+    """
+    kind = available(device).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Older versions of torch cannot say; emulated bfloat16 would be slower than float32.
+        facts: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
+        native = bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+    return "bfloat16" if native else "float32"
 
 
 @torch.no_grad()

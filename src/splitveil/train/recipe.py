@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from splitveil.errors import RecipeError
+
+Precision = Literal["float32", "bfloat16"]
 
 _MOST = 2**32 - 1  # seeds beyond would not fit into torch's generator
 _PAPER = {"removal": 0.5, "decov": 0.1, "variational": 0.1}
@@ -38,7 +40,7 @@ class Recipe:
     batch_size: int = 128
     learning_rate: float = 1e-3
     flip: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     removal: float = 0.0
     decov: float = 0.0
     variational: float = 0.0
@@ -52,7 +54,7 @@ class Recipe:
             raise RecipeError(f"learning_rate must be a positive number, not {self.learning_rate!r}")
         if type(self.flip) is not bool:
             raise RecipeError(f"flip must be True or False, not {self.flip!r}")
-        if self.precision not in ("float32", "bfloat16"):
+        if self.precision not in get_args(Precision):
             raise RecipeError(f"precision must be float32 or bfloat16, not {self.precision!r}")
         if not (_is_number(self.removal) and 0 <= self.removal <= 1):
             raise RecipeError(f"removal must be a share from 0 to 1, not {self.removal!r}")
