@@ -203,6 +203,13 @@ def test_training_with_removal_makes_the_answer_stand_removal() -> None:
     assert kept["removal"] > kept["plain"] + 0.2
 
 
+def test_weights_that_have_exploded_are_left_to_the_loss() -> None:
+    model = network().eval()
+    torch.nn.init.constant_(model.layer1[0].weight, torch.nan)
+    with ingredients(model, removal=0.5).step(0):
+        assert model(images()).isnan().all()
+
+
 def test_weights_are_not_shared_with_the_callers_recipe() -> None:
     recipe = sv.Recipe.paper(epochs=3)
     assert replace(recipe, removal=0.0, decov=0.0, variational=0.0) == sv.Recipe(epochs=3)

@@ -77,7 +77,8 @@ class Ingredients:
         z = inputs[0]
         # The first samples, since the batch is in random order; all statistics of the batch see both kinds.
         hit = round(self._recipe.removal * len(z))
-        if not hit:
+        # Weights that have exploded have no decomposition; the loss that comes of them stops the training.
+        if not hit or not bool(torch.isfinite(layer.weight).all()):
             return output
         return torch.cat([remove(layer, z[:hit], _prefixes(hit, layer)).to(output.dtype), output[hit:]])
 
