@@ -1,6 +1,7 @@
 """The command line: one JSON object or a table on stdout, the rest on stderr, and exit codes that can be relied on."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -16,10 +17,12 @@ from splitveil import cli, measure
 from splitveil.attack import Attack, Guess
 from splitveil.cli.output import print_table, progress_bar
 from splitveil.errors import RunError
+from splitveil.profiling import measure_profile
 from splitveil.runs import Run, train_run
+from splitveil.tensors import write_tensors
 from splitveil.train import fastest_precision
 
-COMMANDS = ("demo", "data", "inspect", "train", "attack")
+COMMANDS = ("demo", "data", "inspect", "train", "profile", "choose", "attack")
 ESTIMATES = (
     "attack", "prior", "label", "logits", "raw", "excess", "excess_over_label", "advantage", "balanced", "auc",
     "bits", "target", "undefended",
@@ -213,6 +216,65 @@ def test_a_veil_that_protects_nothing_is_noted_even_where_it_is_quiet(
     assert err.startswith("note: the dense operator has no null space here")
 
 
+def test_a_profile_is_made_and_chosen_from(
+    splitveil: Splitveil, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount(monkeypatch, Shrug())
+    for name, value in (("attacks", (Shrug(),)), ("kept", (8,))):
+        monkeypatch.setitem(measure_profile.__kwdefaults__, name, value)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    code, out, err = splitveil("profile", folder, "--split", 5, "--split", "layer6", "--hidden", "digit", "--json")
+    assert code == 0, err
+    assert "rows measured" in err
+    content = json.loads(out)
+    assert content == json.loads((folder / "profile.json").read_text(encoding="utf-8"))
+    assert {row["cut"] for row in content["rows"]} == {5, 6}
+    assert content["rows"][0]["leakage"]["digit"]["best"] == "shrug"
+    assert "</svg>" in (folder / "profile.svg").read_text(encoding="utf-8")
+
+    wishes = ("choose", folder / "profile.json", "--max-drop", 5, "--max-edge-macs", "5M")
+    code, out, err = splitveil(*wishes, "--json")
+    assert (code, err) == (0, "")
+    choice = json.loads(out)["choice"]
+    assert (choice["proven_drop_points"], choice["confidence"]) == (5, 0.95)
+    assert (choice["cut"], choice["m"]) == (lambda row: (row.cut, row.m))(
+        sv.choose(sv.read_profile(folder / "profile.json"), max_drop=5, max_edge_macs=5e6).row
+    )
+    code, out, err = splitveil(*wishes)
+    assert (code, err) == (0, "")
+    assert "proven at 95 % confidence to drop at most 5 points" in " ".join(out.split())
+
+    write_tensors(folder / "model.safetensors", {"w": torch.ones(1)}, {})
+    code, out, err = splitveil(*wishes)
+    assert (code, out) == (2, "")
+    assert "this is the profile of another model" in err
+
+
+def test_a_profile_speaks_to_people_and_names_its_reference(splitveil: Splitveil, run: Path, tmp_path: Path) -> None:
+    folder, plain = tmp_path / "run", tmp_path / "plain"
+    shutil.copytree(run, folder)
+    shutil.copytree(run, plain)
+    code, out, err = splitveil("profile", folder, "--reference", plain, "--split", 6, "--quiet")
+    text = " ".join(out.split())
+    assert (code, err.count("\n")) == (0, 1)
+    assert "1000 validation images of digit-pairs; drop against the model of" in text
+    assert "ε=0.05" in text
+    assert not json.loads((folder / "profile.json").read_text(encoding="utf-8"))["reference"]["own"]
+    manifest = json.loads((plain / "run.json").read_text(encoding="utf-8"))
+    manifest["data"]["digest"] = "0" * 64
+    (plain / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+    code, out, err = splitveil("profile", folder, "--reference", plain)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "was trained on other data than" in err
+
+
+def test_the_schema_is_printed_without_a_run(splitveil: Splitveil) -> None:
+    code, out, err = splitveil("profile", "--schema")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["title"] == "Profile"
+
+
 TRAIN = ("train", "--data", "digit-pairs", "--out", "new")
 ATTACK = ("attack", "RUN", "--split", 6)
 
@@ -246,6 +308,16 @@ ATTACK = ("attack", "RUN", "--split", 6)
         (("attack", "RUN", "--split", "layer9", "--m", 3), "the model has no module 'layer9'; choose one of: layer1"),
         (("attack", "RUN", "--split", "layer6.0", "--m", 3), "the model has no module 'layer6.0'"),
         (("attack", "RUN", "--split", "layer4.1", "--m", 3), "not a fully connected or convolutional layer"),
+        (("profile", "damaged"), "cannot be read as JSON"),
+        (("profile", "unfinished"), "holds no finished training"),
+        (("profile", "RUN", "--device", "cuda:77"), "the device 'cuda:77' cannot be used here"),
+        (("profile", "RUN", "--split", 9), "there is no cut 9: Table1Net has cuts 1 to 6"),
+        (("profile", "RUN", "--split", "layer4.1"), "not a fully connected or convolutional layer"),
+        (("profile", "RUN", "--hidden", "race"), "digit-pairs has no hidden attribute 'race'; it has: digit"),
+        (("profile", "RUN", "--reference", "unfinished"), "unfinished holds no finished training"),
+        (("choose", "nowhere.json"), "nowhere.json does not exist; make one with 'splitveil profile RUN'"),
+        (("choose", "damaged/run.json"), "damaged/run.json cannot be read as JSON"),
+        (("choose", "unfinished/run.json"), "unfinished/run.json is not a valid profile"),
         ((*ATTACK, "--m", 11), "m=11 is outside 0 to 10"),
         ((*ATTACK, "--method", "bounded", "--epsilon", -1), "epsilon must be a finite number of at least 0, not -1"),
         ((*ATTACK, "--method", "bounded", "--epsilon", "nan"), "epsilon must be a finite number of at least 0"),
@@ -280,6 +352,13 @@ def test_a_mistake_is_one_sentence(
         ((*TRAIN, "--epochs", "many"), "--epochs"),
         (("inspect",), "RUN"),
         (("inspect", "RUN", "--m", 0), "--m"),
+        (("profile",), "RUN"),
+        (("choose",), "PROFILE"),
+        (("choose", "p.json", "--max-edge-macs", "5X"), "5X"),
+        (("choose", "p.json", "--max-edge-macs", "-5M"), "-5M"),
+        (("choose", "p.json", "--max-edge-macs", "nan"), "nan"),
+        (("choose", "p.json", "--max-bytes", "0"), "--max-bytes"),
+        (("choose", "p.json", "--max-drop", "much"), "--max-drop"),
         (("attack", "RUN"), "--split"),
         (ATTACK, "--m"),
         ((*ATTACK, "--m", -1), "--m"),

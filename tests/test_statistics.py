@@ -1,6 +1,7 @@
 """Estimates against independent implementations, closed forms, and their own promised coverage."""
 
 import copy
+import functools
 import json
 import pickle
 
@@ -8,10 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import beta, binom, binomtest, norm
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from splitveil.statistics import Bootstrap, Estimate, balanced_accuracy, entropy_bits, macro_auc, proportion
+from splitveil.statistics import (
+    Bootstrap,
+    Estimate,
+    balanced_accuracy,
+    drop_p_value,
+    drop_upper_limit,
+    entropy_bits,
+    macro_auc,
+    proportion,
+    share_p_value,
+    share_upper_limit,
+)
 
 
 @given(st.integers(1, 3000), st.data())
@@ -131,3 +143,96 @@ def test_paired_differences_are_narrower_than_separate_ones() -> None:
 )
 def test_entropy_is_the_closed_form(counts: list[int], bits: float) -> None:
     assert entropy_bits(np.repeat(np.arange(len(counts)), counts)) == pytest.approx(bits, abs=1e-12)
+
+
+@given(st.integers(1, 4000), st.data())
+def test_the_exact_limit_of_a_share_is_clopper_and_pearsons(n: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, n))
+    limit = data.draw(st.floats(0.0, 1.0))
+    assert share_p_value(hits, n, limit) == pytest.approx(binom.cdf(hits, n, limit), rel=1e-8, abs=1e-12)
+    expected = beta.ppf(0.99, hits + 1, n - hits) if hits < n else 1.0
+    found = share_upper_limit(hits, n, 0.01)
+    assert expected - 1e-9 <= found <= expected + 1.1e-5
+
+
+@functools.cache
+def every_p_value(n: int, limit: float) -> np.ndarray:
+    """(lost, gained, p-value) of every outcome, (outcomes, 3)."""
+    counts = [(lost, gained) for lost in range(n + 1) for gained in range(n + 1 - lost)]
+    return np.array([(lost, gained, drop_p_value(n, lost, gained, limit)) for lost, gained in counts])
+
+
+def chance_of_rejecting(n: int, limit: float, level: float, drop: float, rate: float) -> float:
+    """Exactly, over all outcomes, under a true drop and a true rate of discordance."""
+    lost, gained, p = every_p_value(n, limit)[:, [0, 1, 2]].T
+    total = lost + gained
+    chance = binom.pmf(total, n, rate) * binom.pmf(lost, total, (1 + drop / rate) / 2 if rate else 0.5)
+    return float(chance[p <= level].sum())
+
+
+@pytest.mark.parametrize("limit", [-0.1, 0.0, 0.03, 0.1, 0.4])
+@pytest.mark.parametrize("n", [12, 30])
+def test_the_drops_p_value_is_valid_whatever_the_rate_of_discordance(n: int, limit: float) -> None:
+    largest = 0.0
+    for rate in np.linspace(abs(limit), 1, 60):
+        for drop in {limit, (limit + rate) / 2}:
+            for level in (0.2, 0.05, 0.01, 0.001):
+                chance = chance_of_rejecting(n, limit, level, drop, rate)
+                assert chance <= level
+                largest = max(largest, chance / level)
+    assert largest > 0.5  # valid, but not by never rejecting
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "limit"), [(3, 2, 0.1), (0, 0, 0.05), (1, 6, 0.0), (9, 4, 0.25), (0, 8, -0.1)]
+)
+def test_the_drops_p_value_is_the_largest_over_an_exact_interval_of_the_rate(
+    lost: int, gained: int, limit: float
+) -> None:
+    n, d = 40, lost + gained
+    low, high = beta.ppf(5e-5, d, n - d + 1) if d else 0.0, beta.ppf(1 - 5e-5, d + 1, n - d)
+    counts = np.array([(total, one) for total in range(n + 1) for one in range(total + 1)])
+    total, one = counts.T
+    evidence = (n * limit - 2 * one + total) / np.sqrt(total + n * abs(limit) / 2 + 1)
+    extreme = evidence >= (n * limit - lost + gained) / np.sqrt(d + n * abs(limit) / 2 + 1) - 1e-9
+    chances = [
+        (binom.pmf(total, n, rate) * binom.pmf(one, total, (1 + limit / rate) / 2))[extreme].sum()
+        for rate in np.linspace(max(low, abs(limit), 1e-9), high, 400)
+    ]
+    assert drop_p_value(n, lost, gained, limit) == pytest.approx(max(chances) + 1e-4, rel=2e-3)
+
+
+def tango_p_value(n: int, lost: int, gained: int, limit: float) -> float:
+    """The score test of a paired difference (Tango 1998), which holds approximately."""
+    b = -lost - gained + (2 * n - lost + gained) * limit
+    rate = (np.sqrt(b * b + 8 * n * gained * limit * (1 - limit)) - b) / (4 * n)
+    return float(norm.cdf((lost - gained - n * limit) / np.sqrt(n * (2 * rate + limit * (1 - limit)))))
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "gained"), [(1500, 10, 8), (1500, 30, 15), (3556, 60, 40), (3556, 200, 170), (1500, 5, 9)]
+)
+def test_the_drops_limit_is_about_as_tight_as_the_approximate_one(n: int, lost: int, gained: int) -> None:
+    level, estimate = 0.05 / 6, (lost - gained) / n
+    grid = np.linspace(estimate, estimate + 0.05, 5001)
+    approximate = next(limit for limit in grid if tango_p_value(n, lost, gained, limit) <= level)
+    found = drop_upper_limit(n, lost, gained, level)
+    assert 0.94 <= (found - estimate) / (approximate - estimate) <= 1.06
+    assert drop_p_value(n, lost, gained, found) <= level < drop_p_value(n, lost, gained, found - 2e-5)
+
+
+def test_without_a_discordant_pair_the_drops_limit_is_that_of_a_share() -> None:
+    assert drop_upper_limit(1500, 0, 0, 0.05) == pytest.approx(share_upper_limit(0, 1500, 0.05), rel=0.02)
+
+
+@given(st.integers(1, 400), st.data())
+def test_the_drops_p_value_is_a_p_value_for_any_counts(n: int, data: st.DataObject) -> None:
+    lost = data.draw(st.integers(0, n))
+    gained = data.draw(st.integers(0, n - lost))
+    limit = data.draw(st.floats(-0.99, 1.0))
+    p = drop_p_value(n, lost, gained, limit)
+    assert 0 < p <= 1
+    if lost - gained >= n * limit:
+        assert p == 1  # what is seen at the limit proves nothing
+    elif lost:  # a pair that was not lost is better evidence, but for the interval of the nuisance parameter
+        assert drop_p_value(n, lost - 1, gained + 1, limit) <= p + 1e-9

@@ -27,6 +27,11 @@ _ROOMS = {
     "Estimate": "splitveil.measure",
     "Leakage": "splitveil.measure",
     "leakage": "splitveil.measure",
+    "Choice": "splitveil.profile",
+    "Profile": "splitveil.profile",
+    "choose": "splitveil.profile",
+    "read_profile": "splitveil.profile",
+    "measure_profile": "splitveil.profiling",
 }
 
 __all__ = ["MissingExtraError", "SplitveilError", "__version__", *_ROOMS]

@@ -59,3 +59,23 @@ class RunError(SplitveilError, ValueError):
 
 class AttackError(SplitveilError, ValueError):
     """An attack cannot be mounted on what it was given."""
+
+
+class ProfileError(SplitveilError, ValueError):
+    """A profile is missing, damaged, of another model, or cannot be measured as asked."""
+
+
+class NoChoiceError(ProfileError):
+    """No row of a profile meets the wishes.
+
+    Attributes:
+        nearest: the row that comes nearest, in plain values for JSON.
+    """
+
+    def __init__(self, sentence: str, nearest: dict[str, object]) -> None:
+        super().__init__(sentence)
+        self.nearest = nearest
+
+
+class ExperimentError(SplitveilError, ValueError):
+    """An experiment cannot be run as asked, or the file of one of its rows is damaged."""

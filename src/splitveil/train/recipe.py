@@ -9,7 +9,7 @@ from splitveil.errors import RecipeError
 Precision = Literal["float32", "bfloat16"]
 
 _MOST = 2**32 - 1  # seeds beyond would not fit into torch's generator
-_PAPER = {"removal": 0.5, "decov": 0.1, "variational": 0.1}
+_PAPER = {"removal": 0.5, "decov": 0.001, "variational": 0.1}
 
 
 @dataclass(frozen=True)

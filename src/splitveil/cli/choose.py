@@ -1,0 +1,64 @@
+"""``splitveil choose``: the cut and m' that meet a client's wishes, from a provider's profile; runs without torch."""
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitveil.cli.options import AsJson, Quiet
+from splitveil.cli.output import print_json, print_table
+
+_SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def _count(text: str) -> float:
+    """A count such as 5000000, 5M, 67.5k."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)", text.strip(), flags=re.IGNORECASE | re.ASCII)
+    count = float(found[1]) * _SIZES[found[2].upper()] if found else 0.0
+    if not 0 < count < math.inf:
+        raise typer.BadParameter(f"{text!r} is no count above 0, such as 5000000, 5M or 67.5k")
+    return count
+
+
+def choose(
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="A profile.json that 'splitveil profile' wrote.")],
+    max_edge_macs: Annotated[
+        float | None,
+        typer.Option(
+            "--max-edge-macs", parser=_count, metavar="COUNT", help="Multiply-accumulates per query, such as 5M."
+        ),
+    ] = None,
+    max_drop: Annotated[float | None, typer.Option("--max-drop", help="Points of accuracy that may be lost.")] = None,
+    max_bytes: Annotated[
+        float | None,
+        typer.Option("--max-bytes", parser=_count, metavar="COUNT", help="Bytes per query, such as 300 or 2k."),
+    ] = None,
+    cut: Annotated[str | None, typer.Option("--split", help="A cut's number or name; any where not given.")] = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the proof that the drop is not larger.")] = 0.95,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The deepest cut that the edge can afford, and there the smallest m' that is proven to keep the answer."""
+    from splitveil.errors import NoChoiceError
+    from splitveil.profile import check_weights, read_profile
+    from splitveil.profile import choose as pick
+
+    del quiet  # there is nothing to wait for
+    read = read_profile(profile)
+    check_weights(read, profile.parent)
+    wishes = {"max_edge_macs": max_edge_macs, "max_drop": max_drop, "max_bytes": max_bytes}
+    try:
+        choice = pick(read, **wishes, cut=cut, confidence=confidence)
+    except NoChoiceError as error:
+        if as_json:
+            print_json({"profile": str(profile), "choice": None, "reason": str(error), "nearest": error.nearest})
+        raise
+    found = choice.as_row()
+    if as_json:
+        print_json({"profile": str(profile), "choice": found, "reason": None, "nearest": None})
+        return
+    shown = ("cut", "layer", "operator", "method", "m", "message_shape", "bytes_most", "edge_macs", "by", "reference")
+    facts = [[name.replace("_", " "), found[name]] for name in shown]
+    print_table(choice.sentence, ["fact", "value"], facts)

@@ -1,0 +1,106 @@
+"""``splitveil profile``: what a provider publishes about a run, for clients to choose from."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, RunFolder
+from splitveil.cli.output import note, print_json, print_table, progress_bar
+
+_HEADS = ("cut", "operator", "method", "m' or ε", "bytes", "edge macs", "agreement", "accuracy", "drop, points")
+
+
+def _print_schema(wanted: bool) -> None:
+    if wanted:
+        from splitveil.profile import Profile
+
+        typer.echo(json.dumps(Profile.model_json_schema(), indent=2, sort_keys=True))
+        raise typer.Exit
+
+
+def profile(
+    run: RunFolder,
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", metavar="RUN", help="A plain run on the same data, to measure the drop against."),
+    ] = None,
+    cut: Annotated[
+        list[str] | None, typer.Option("--split", help="A cut's number or a module's name; may be given again.")
+    ] = None,
+    operator: Annotated[Operator, typer.Option("--operator", help="Of convolutions.")] = "patch",
+    hidden: Annotated[
+        list[str] | None,
+        typer.Option("--hidden", help="Also measure what leaks of this attribute; takes minutes; may be given again."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the attacks.")] = 0,
+    device: Annotated[str, typer.Option("--device", help="Where to measure: cpu, cuda, …")] = "cpu",
+    schema: Annotated[
+        bool, typer.Option("--schema", callback=_print_schema, is_eager=True, help="Print the JSON schema and exit.")
+    ] = False,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure every cut and m' on the validation part; writes RUN/profile.json and RUN/profile.svg."""
+    from splitveil.figures import profile_figure, write_figure
+    from splitveil.profile import write_profile
+    from splitveil.profiling import measure_profile
+    from splitveil.runs import Run
+    from splitveil.train import available
+
+    del schema  # the callback has acted on it
+    opened, where = Run(run), available(device)
+    plain = None if reference is None else _same_data(opened, Run(reference)).model().to(where)
+    with progress_bar(quiet) as progress:
+        measured = measure_profile(
+            opened.model().to(where), opened.data(data_root, progress), cuts=cut or None, operator=operator,
+            hidden=hidden or (), reference=plain, seed=seed, progress=progress,
+        )  # fmt: skip
+    write_profile(run / "profile.json", measured)
+    write_figure(run / "profile.svg", profile_figure(measured))
+    if as_json:
+        print_json(measured.model_dump(mode="json"))
+        return
+    against = "its own uncut model" if measured.reference.own else f"the model of {reference}"
+    title = f"profile of {run} on {measured.data.samples} validation images of {measured.data.name}; drop against "
+    print_table(title + against, _HEADS, [_cells(row) for row in measured.rows])
+    if hidden:
+        _print_leakage(measured.rows, hidden)
+    note(f"written to {run / 'profile.json'} and {run / 'profile.svg'}")
+
+
+def _same_data(opened: Any, plain: Any) -> Any:
+    """The reference run, seen to be trained on the same data."""
+    from splitveil.errors import ProfileError
+
+    if plain.manifest.data.digest != opened.manifest.data.digest:
+        raise ProfileError(
+            f"the reference {plain.folder} was trained on other data than {opened.folder} "
+            f"({plain.manifest.data.name}, digest {plain.manifest.data.digest[:12]}…); train it on the same data"
+        )
+    return plain
+
+
+def _cells(row: Any) -> list[object]:
+    kept = f"ε={row.epsilon:g}" if row.m is None else row.m
+    sent = f"{row.bytes_mean:.0f}" if row.fixed_length else f"{row.bytes_mean:.0f}, up to {row.bytes_most}"
+    drop = "unknown" if row.drop is None else _interval(row.drop)
+    accuracy = "unknown" if row.accuracy is None else f"{row.accuracy.value:.1%}"
+    return [
+        row.cut or row.layer, row.operator, row.method, kept, sent, f"{row.edge_macs:,}",
+        f"{row.agreement.value:.1%}", accuracy, drop,
+    ]  # fmt: skip
+
+
+def _interval(share: Any) -> str:
+    return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def _print_leakage(rows: Any, hidden: list[str]) -> None:
+    lines = ("prior", "logits", "attack", "raw")
+    for name in dict.fromkeys(hidden):
+        leaks = [(row, row.leakage[name]) for row in rows if name in row.leakage]
+        cells = [[row.cut or row.layer, row.m, *(_interval(leak[line]) for line in lines)] for row, leak in leaks]
+        print_table(f"what leaks of {name}, accuracy in % on the test part", ["cut", "m'", *lines], cells)

@@ -1,0 +1,236 @@
+"""Choosing a cut and m' from a profile, with a guarantee that holds although many rows were looked at."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from splitveil.errors import NoChoiceError, ProfileError
+from splitveil.profile.schema import Profile, Row
+from splitveil.statistics import drop_p_value, drop_upper_limit, share_p_value, share_upper_limit
+
+CONFIDENCE = (0.5, 0.999)  # beyond the upper end the p-values' own allowance for the nuisance parameter uses it up
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row of a profile, and what was proven of it.
+
+    Attributes:
+        row: the cut and m'.
+        proven: points that the answer's accuracy is proven to drop by at most.
+        confidence: chance, over validation samples, that the statement holds.
+        level: the part of 1 − confidence that each cut's tests may use.
+        cuts: how many cuts shared it.
+        by: "drop": proven from labels; "disagreement": proven from answers that differ from the uncut model's, which
+            are at least as many as those that it loses.
+        reference: "own uncut model", or "plainly trained model" where the profile has one.
+    """
+
+    row: Row
+    proven: float
+    confidence: float
+    level: float
+    cuts: int
+    by: str
+    reference: str
+
+    @property
+    def sentence(self) -> str:
+        """The choice in words."""
+        how = " (from disagreement, since the profile has no labels)" if self.by == "disagreement" else ""
+        return (
+            f"{_named(self.row)}: {_macs(self.row.edge_macs)} multiply-accumulates on the edge, {self.row.bytes_most} "
+            f"bytes per query, proven at {100 * self.confidence:g} % confidence to drop at most {self.proven:g} points "
+            f"against the {self.reference}{how}"
+        )
+
+    def as_row(self) -> dict[str, Any]:
+        """For JSON: the row's fields, and what was proven."""
+        proof = {key: getattr(self, key) for key in ("proven", "confidence", "level", "cuts", "by", "reference")}
+        return {**_plain(self.row), "edge_macs": self.row.edge_macs, "proven_drop_points": proof.pop("proven"), **proof}
+
+
+def choose(
+    profile: Profile,
+    *,
+    max_edge_macs: float | None = None,
+    max_drop: float | None = None,
+    max_bytes: float | None = None,
+    cut: int | str | None = None,
+    confidence: float = 0.95,
+) -> Choice:
+    """The deepest cut that the edge can afford, and there the smallest m' that is proven to keep the answer.
+
+    Only rows of fixed length ("top" and "free") are candidates. Those that meet the wishes for edge, bytes and cut
+    are found first; these wishes do not look at the samples. Then, at each cut that is left, "its drop is above
+    max_drop" is tested from the largest m' down, and testing stops at the first m' that fails: of such a sequence
+    each test may use the cut's whole level, which is (1 − confidence) / (number of cuts). With probability at least
+    ``confidence`` over the profile's samples no row that passes has a true drop above max_drop, whichever is chosen
+    (Learn then Test: Angelopoulos et al. 2021, arXiv 2110.01052, fixed-sequence testing and Bonferroni). The p-values
+    are `drop_p_value`'s, valid at every sample size. Where nothing is proven at the deepest cut, the next is taken.
+
+    Without max_drop there is nothing to search: the largest m' at the deepest cut is taken, and ``proven`` is its
+    upper limit.
+
+    Args:
+        profile: of the model.
+        max_edge_macs: multiply-accumulates per query of client and obfuscator, at most.
+        max_drop: points (of 100) by which accuracy may drop against the profile's reference.
+        max_bytes: bytes per frame, at most.
+        cut: a cut's number or its layer's name; all cuts where not given.
+        confidence: chance that the guarantee holds, 0.5 to 0.999.
+
+    Raises:
+        NoChoiceError: no row meets the wishes; it says which wish cannot be met, and carries the nearest row.
+        ProfileError: a wish is no sensible number, or the profile has no such cut.
+    """
+    _check_wishes(max_edge_macs, max_drop, max_bytes, confidence)
+    found = _of_cut([row for row in profile.rows if row.fixed_length], cut)
+    cheap = _within(found, "edge_macs", max_edge_macs, _too_dear)
+    short = _within(cheap, "bytes_most", max_bytes, _too_long)
+    cuts = _deepest_first(short)
+    level = (1 - confidence) / (len(cuts) if max_drop is not None else 1)
+    for rows in cuts:
+        if (row := _last_proven(rows, max_drop, level)) is not None:
+            points = max_drop if max_drop is not None else _points(_upper_limit(row, level))
+            return _choice(profile, row, points, confidence, level, len(cuts))
+    assert max_drop is not None  # without it, something is always found
+    nearest = min((rows[0] for rows in cuts), key=lambda row: _upper_limit(row, level))
+    limit = _points(_upper_limit(nearest, level))
+    raise NoChoiceError(
+        f"no m' at {_affordable(cuts, max_edge_macs, max_bytes)} is proven to drop at most {max_drop:g} points at "
+        f"{100 * confidence:g} % confidence; nearest: {_named(nearest)}, at most {limit:g} points",
+        _choice(profile, nearest, limit, confidence, level, len(cuts)).as_row(),
+    )
+
+
+def _choice(profile: Profile, row: Row, points: float, confidence: float, level: float, cuts: int) -> Choice:
+    by = "drop" if profile.data.labelled else "disagreement"
+    reference = "own uncut model" if profile.reference.own else "plainly trained model"
+    return Choice(row, points, confidence, level, cuts, by, reference)
+
+
+def _last_proven(rows: Sequence[Row], max_drop: float | None, level: float) -> Row | None:
+    """The smallest m' up to which every larger one passes; the largest of all where no drop is to be proven."""
+    if max_drop is None:
+        return rows[0]
+    proven = None
+    for row in rows:
+        if _p_value(row, max_drop / 100) > level:
+            break
+        proven = row
+    return proven
+
+
+def _p_value(row: Row, limit: float) -> float:
+    if row.lost is None or row.gained is None:
+        return share_p_value(row.samples - row.agreeing, row.samples, limit)
+    return drop_p_value(row.samples, row.lost, row.gained, limit)
+
+
+def _upper_limit(row: Row, level: float) -> float:
+    if row.lost is None or row.gained is None:
+        return share_upper_limit(row.samples - row.agreeing, row.samples, level)
+    return drop_upper_limit(row.samples, row.lost, row.gained, level)
+
+
+def _deepest_first(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows by cut (and operator there), most client work first; at each from the largest m' down."""
+    cuts: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        cuts.setdefault((row.layer, row.operator), []).append(row)
+    ordered = sorted(cuts.values(), key=lambda group: (-(group[0].cut or 0), -group[0].client_macs))
+    return [sorted(group, key=lambda row: -(row.m or 0)) for group in ordered]
+
+
+def _of_cut(rows: list[Row], cut: int | str | None) -> list[Row]:
+    found = [row for row in rows if cut is None or str(cut) in (row.layer, row.place.removeprefix("cut "))]
+    if not rows:
+        raise ProfileError("the profile has no rows of fixed length to choose from; profile with method top")
+    if not found:
+        there = ", ".join(dict.fromkeys(row.place.removeprefix("cut ") for row in rows))
+        raise ProfileError(f"the profile has no cut {cut}; it has: {there}")
+    return found
+
+
+def _within(
+    rows: list[Row], what: str, most: float | None, refuse: Callable[[Row, float, list[Row]], str]
+) -> list[Row]:
+    """The rows whose cost is at most the wish, which looks at no sample."""
+    if most is None:
+        return rows
+    found = [row for row in rows if getattr(row, what) <= most]
+    if not found:
+        nearest = min(rows, key=lambda row: (getattr(row, what), -(row.m or 0)))
+        raise NoChoiceError(refuse(nearest, most, rows), {**_plain(nearest), "edge_macs": nearest.edge_macs})
+    return found
+
+
+def _too_dear(nearest: Row, most: float, rows: list[Row]) -> str:
+    who = "no cut needs" if len({row.layer for row in rows}) > 1 else f"{nearest.place} never needs"
+    return (
+        f"{who} at most {_macs(most)} multiply-accumulates on the edge; the cheapest, {_named(nearest)}, needs "
+        f"{_macs(nearest.edge_macs)}"
+    )
+
+
+def _too_long(nearest: Row, most: float, rows: list[Row]) -> str:
+    return (
+        f"no message at {_places(rows)} has at most {most:g} bytes; the shortest, {_named(nearest)}, has "
+        f"{nearest.bytes_most}"
+    )
+
+
+def _affordable(cuts: list[list[Row]], max_edge_macs: float | None, max_bytes: float | None) -> str:
+    places = _places([row for rows in cuts for row in rows])
+    if max_edge_macs is None and max_bytes is None:
+        return places
+    return f"the affordable {places}" if places.startswith("cut") else f"the affordable places {places}"
+
+
+def _places(rows: Sequence[Row]) -> str:
+    """Cuts in words: "cut 4", "cuts 2 to 4", or layers' names."""
+    numbers = sorted({row.cut for row in rows if row.cut is not None})
+    if not numbers:
+        return ", ".join(dict.fromkeys(repr(row.layer) for row in rows))
+    if len(numbers) == 1:
+        return f"cut {numbers[0]}"
+    if len(numbers) == 2:
+        return f"cuts {numbers[0]} and {numbers[1]}"
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"cuts {numbers[0]} to {numbers[-1]}"
+    return "cuts " + ", ".join(map(str, numbers))
+
+
+def _check_wishes(
+    max_edge_macs: float | None, max_drop: float | None, max_bytes: float | None, confidence: float
+) -> None:
+    for name, wish in (("max_edge_macs", max_edge_macs), ("max_bytes", max_bytes)):
+        if wish is not None and not (math.isfinite(wish) and wish > 0):
+            raise ProfileError(f"{name} must be a number above 0, not {wish}")
+    if max_drop is not None and not 0 <= max_drop <= 100:  # NaN is not, either
+        raise ProfileError(f"max_drop must be a number of points from 0 to 100, not {max_drop}")
+    if not CONFIDENCE[0] <= confidence <= CONFIDENCE[1]:
+        raise ProfileError(f"confidence must be from {CONFIDENCE[0]} to {CONFIDENCE[1]}, not {confidence}")
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    return row.model_dump(mode="json")
+
+
+def _named(row: Row) -> str:
+    return f"{row.place} with m'={row.m}"
+
+
+def _macs(count: float) -> str:
+    """A count as people write it: 950, 67.5k, 1.2M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.99995 * size:  # what would be rounded up to it anyway
+            return f"{count / size:.4g}{letter}"
+    return f"{count:g}"
+
+
+def _points(limit: float) -> float:
+    """A limit in points, rounded up to a hundredth."""
+    return math.ceil(1e4 * limit - 1e-6) / 100

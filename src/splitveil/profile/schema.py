@@ -1,0 +1,238 @@
+"""What a profile holds: a model's cuts and the components kept there, with what each costs and what it is worth."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from splitveil.errors import ProfileError
+from splitveil.files import write_json
+
+SCHEMA_VERSION = 1
+_ROUNDING = 1e-9
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+# Estimates first: what has their three numbers is one, and no table of attacks.
+Leaked = Annotated["Interval | dict[str, float] | float | str", Field(union_mode="left_to_right")]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Interval(_Strict):
+    """A number with its confidence interval; shares of 1."""
+
+    value: float
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"the interval {self.low} to {self.high} does not hold its value {self.value}")
+        return self
+
+
+class ModelFacts(_Strict):
+    """Which model was measured: architecture, shape of one image (C, H, W), classes, `weights_digest`."""
+
+    name: str
+    input_shape: tuple[Positive, Positive, Positive]
+    classes: Annotated[int, Field(ge=2)]
+    weights: Digest
+
+
+class DataFacts(_Strict):
+    """On what: the data set's name and digest, which part of it ("given": images without a data set), how many."""
+
+    name: str
+    digest: Digest
+    part: Literal["val", "given"]
+    samples: Positive
+    labelled: bool
+
+
+class Reference(_Strict):
+    """The uncut model that a drop is measured against: the model itself (own), or one that was trained plainly."""
+
+    own: bool
+    weights: Digest
+    accuracy: Interval | None
+
+
+class Row(_Strict):
+    """One way to cut and obfuscate. Shares are of 1, counts are of the samples; see docs/profile.md.
+
+    Attributes:
+        cut: the cut's number, null for a model without numbered cuts.
+        layer: name of the layer whose input crosses.
+        operator: "dense" or "patch".
+        method: "top" (the m strongest components), "free" (all of them), "bounded" (as many as epsilon asks for).
+        m: components sent; null for "bounded", where each query has its own number.
+        epsilon: distortion allowed, as a share of each query's ‖Wz‖; null but for "bounded".
+        message_shape: shape of one message, of the longest for "bounded".
+        fixed_length: whether every message has the same length.
+        mean_components: mean number of components sent.
+        bytes_mean, bytes_most: of the frames.
+        raw_bytes: of a frame with the feature as it is.
+        client_macs, encoder_macs: multiply-accumulates per query, of the client's half and of the obfuscator.
+        client_parameters, encoder_parameters: numbers stored on the edge, for either.
+        samples: images measured.
+        agreeing: of these, answered as by the uncut model.
+        agreement: that share.
+        accuracy: share answered right; null without labels.
+        lost, gained: the reference right and this wrong; the reference wrong and this right; null without labels.
+        drop: (lost − gained) / samples, with an exact interval; null without labels.
+        leakage: by hidden attribute, what `splitveil.measure.Leakage.as_row` gives.
+    """
+
+    cut: Positive | None
+    layer: str
+    operator: Literal["dense", "patch"]
+    method: Literal["top", "free", "bounded"]
+    m: Positive | None
+    epsilon: Annotated[float, Field(ge=0)] | None
+    message_shape: Annotated[tuple[Count, ...], Field(min_length=1)]
+    fixed_length: bool
+    mean_components: Annotated[float, Field(ge=0)]
+    bytes_mean: Annotated[float, Field(gt=0)]
+    bytes_most: Positive
+    raw_bytes: Positive
+    client_macs: Count
+    encoder_macs: Count
+    client_parameters: Count
+    encoder_parameters: Count
+    samples: Positive
+    agreeing: Count
+    agreement: Interval
+    accuracy: Interval | None
+    lost: Count | None
+    gained: Count | None
+    drop: Interval | None
+    leakage: dict[str, dict[str, Leaked]]
+
+    @property
+    def place(self) -> str:
+        """The cut in words."""
+        return f"cut {self.cut}" if self.cut is not None else f"cut {self.layer!r}"
+
+    @property
+    def edge_macs(self) -> int:
+        """Multiply-accumulates per query on the edge."""
+        return self.client_macs + self.encoder_macs
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        bounded = self.method == "bounded"
+        if (self.m is None) != bounded or (self.epsilon is not None) != bounded or self.fixed_length == bounded:
+            raise ValueError(f"the method {self.method!r} does not go with m, epsilon or fixed_length as given")
+        if self.m is not None and self.mean_components != self.m:
+            raise ValueError(f"every message has m={self.m} components, so their mean is not {self.mean_components}")
+        if self.mean_components > self.message_shape[0] + _ROUNDING or self.bytes_mean > self.bytes_most + _ROUNDING:
+            raise ValueError("a mean lies above the most that there can be")
+        _check_share("agreement", self.agreement, self.agreeing, self.samples)
+        return self._labels_consistent()
+
+    def _labels_consistent(self) -> Self:
+        given = (self.accuracy, self.lost, self.gained, self.drop)
+        if self.accuracy is None or self.lost is None or self.gained is None or self.drop is None:
+            if given != (None,) * 4:
+                raise ValueError("accuracy, lost, gained and drop are there together or not at all")
+            return self
+        if self.lost + self.gained > self.samples:
+            raise ValueError(f"{self.lost} lost and {self.gained} gained are more than the {self.samples} samples")
+        _check_share("drop", self.drop, self.lost - self.gained, self.samples)
+        return self
+
+
+class Profile(_Strict):
+    """What a provider publishes about a model, and what `choose` picks from; see docs/profile.md.
+
+    Attributes:
+        schema_version: of this format.
+        model: which model.
+        data: on what it was measured.
+        reference: what drops are measured against.
+        versions: of the software.
+        confidence: of every interval.
+        rows: what was measured, by cut and then by components kept.
+    """
+
+    schema_version: Literal[1]
+    model: ModelFacts
+    data: DataFacts
+    reference: Reference
+    versions: dict[str, str]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.reference.accuracy is not None) != self.data.labelled:
+            raise ValueError("the reference has an accuracy where there are labels, and only there")
+        if self.reference.own and self.reference.weights != self.model.weights:
+            raise ValueError("the reference is the model's own, but of other weights")
+        seen = set()
+        for row in self.rows:
+            _check_row(self, row)
+            seen.add((row.layer, row.operator, row.method, row.m, row.epsilon))
+        if len(seen) < len(self.rows):
+            raise ValueError("two rows are of the same cut, operator, method and components")
+        return self
+
+
+def read_profile(path: str | Path) -> Profile:
+    """The profile in a file that `splitveil profile` has written.
+
+    Raises:
+        ProfileError: it is missing, damaged, of another version, or its numbers contradict each other.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text)
+    except FileNotFoundError as error:
+        raise ProfileError(f"{path} does not exist; make one with 'splitveil profile RUN'") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ProfileError(
+            f"{path} cannot be read as JSON ({error}); make it again with 'splitveil profile'"
+        ) from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise ProfileError(f"{path} is a profile of version {version}, but version {SCHEMA_VERSION} is read here; "
+                           "make it again, or update splitveil")  # fmt: skip
+    try:
+        return Profile.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "as a whole"
+        raise ProfileError(
+            f"{path} is not a valid profile ({place}: {first['msg']}); make it again with 'splitveil profile'"
+        ) from error
+
+
+def write_profile(path: str | Path, profile: Profile) -> None:
+    """Write a profile as JSON, whole or not at all; raises `RunError` where the folder cannot be written."""
+    write_json(Path(path), profile.model_dump(mode="json"))
+
+
+def _check_share(name: str, found: Interval, count: int, samples: int) -> None:
+    if count > samples or not math.isclose(found.value, count / samples, abs_tol=_ROUNDING):
+        raise ValueError(f"the {name} of {found.value} is not {count} of {samples} samples")
+
+
+def _check_row(profile: Profile, row: Row) -> None:
+    where, reference = f"the row of {row.place}, {row.method}", profile.reference.accuracy
+    if row.samples != profile.data.samples:
+        raise ValueError(f"{where} has {row.samples} samples, but the data {profile.data.samples}")
+    if (row.drop is not None) != profile.data.labelled:
+        raise ValueError(f"{where} has a drop where the data has no labels, or none where it has")
+    if row.drop is None or row.accuracy is None or reference is None:
+        return
+    if not math.isclose(row.accuracy.value + row.drop.value, reference.value, abs_tol=_ROUNDING):
+        raise ValueError(f"{where} has an accuracy and a drop that do not add up to the reference's accuracy")

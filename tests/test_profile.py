@@ -1,0 +1,393 @@
+"""A profile's numbers against those of real frames, its independence of hidden labels, and what is refused."""
+
+import contextlib
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import splitveil as sv
+from splitveil import profiling
+from splitveil.attack import Guess
+from splitveil.cost import edge_cost
+from splitveil.errors import AttackError, ModelError, NoLinearLayerError, ProfileError, SplitError
+from splitveil.figures import profile_figure, write_figure
+from splitveil.message import Obfuscator
+from splitveil.profile import Profile, Row, read_profile, weights_digest, write_profile
+from splitveil.profiling import model_digest
+from splitveil.tensors import write_tensors
+
+ROOT = Path(__file__).parents[1]
+KEPT, EPSILONS = (1, 3, 16, 64), (0.1, 0.5)
+
+
+def network(seed: int, n_classes: int = 3) -> sv.Table1Net:
+    torch.manual_seed(seed)
+    net = sv.Table1Net((1, 8, 8), n_classes)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = 1.0  # its statistics are those of the images below, so that answers differ
+    with torch.no_grad():
+        net.train()(torch.rand(64, 1, 8, 8))
+    return net.eval()
+
+
+def noise() -> sv.Dataset:
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (400, 1, 8, 8), dtype=np.uint8)
+    hidden = {"colour": random.integers(0, 2, 400), "constant": np.zeros(400, dtype=int)}
+    return sv.Dataset.from_arrays(x, random.integers(0, 3, 400), hidden)
+
+
+@pytest.fixture(scope="module")
+def model() -> sv.Table1Net:
+    return network(5)
+
+
+@pytest.fixture(scope="module")
+def data() -> sv.Dataset:
+    return noise()
+
+
+@pytest.fixture(scope="module")
+def found(model: sv.Table1Net, data: sv.Dataset) -> Profile:
+    return sv.measure_profile(model, data, kept=KEPT, epsilons=EPSILONS)
+
+
+def veil_of(row: Row, split: sv.SplitModel, x: Tensor) -> Obfuscator:
+    shape = tuple(split.client(x[:1]).shape[1:])
+    factors = sv.factorise(split.server_layer, feature_shape=shape, operator=row.operator)
+    if row.method == "top":
+        return sv.TopComponents(factors, m=row.m or 0)
+    if row.method == "free":
+        return sv.DistortionFree(factors)
+    return sv.DistortionBounded(factors, epsilon=row.epsilon or 0.0, relative=True)
+
+
+def test_every_row_is_what_real_frames_give(model: sv.Table1Net, data: sv.Dataset, found: Profile) -> None:
+    x, y = data.val.x, data.val.y
+    uncut = model(x).argmax(1)
+    for row in found.rows:
+        split = sv.SplitModel(model, at=row.cut or 0)
+        veil = veil_of(row, split, x)
+        frames = sv.Client(split, veil).send(x)
+        answers = sv.Server(split, veil).answer(frames).argmax(1)
+        _, kept = sv.Server(split, veil).read(frames)
+        sizes = [len(frame) for frame in frames]
+        assert (row.bytes_mean, row.bytes_most) == (pytest.approx(np.mean(sizes)), max(sizes))
+        assert row.mean_components == pytest.approx(float(kept.double().mean()))
+        assert (row.message_shape, row.fixed_length) == (veil.message.shape, veil.message.fixed_length)
+        assert (row.samples, row.agreeing) == (len(x), int((answers == uncut).sum()))
+        assert row.accuracy is not None
+        assert row.drop is not None
+        assert row.accuracy.value == pytest.approx(float((answers == y).double().mean()))
+        assert row.lost == int(((uncut == y) & (answers != y)).sum())
+        assert row.gained == int(((uncut != y) & (answers == y)).sum())
+        assert row.drop.low < row.drop.value < row.drop.high
+        cost = edge_cost(split, veil, x[:1])
+        assert (row.client_macs, row.encoder_macs) == (cost.client_macs, cost.encoder_macs)
+        assert (row.client_parameters, row.raw_bytes) == (cost.parameters, cost.raw_bytes)
+    assert found.reference.own
+    assert found.reference.accuracy is not None
+    assert found.reference.accuracy.value == pytest.approx(float((uncut == y).double().mean()))
+
+
+def kept_at(found: Profile, cut: int) -> list[tuple[str, int | None]]:
+    return [(row.method, row.m) for row in found.rows if row.cut == cut]
+
+
+def test_the_grid_goes_up_to_the_rank_and_not_beyond(found: Profile) -> None:
+    bounded = [("bounded", None)] * 2
+    assert kept_at(found, 1) == [("top", 1), ("top", 3), ("top", 9), *bounded]  # 9 pixels, all seen by 16 filters
+    assert kept_at(found, 2) == [("top", 1), ("top", 3), ("top", 16), ("free", 32), *bounded]
+    assert kept_at(found, 4) == [("top", 1), ("top", 3), ("top", 16), ("top", 64), *bounded]
+    assert kept_at(found, 6) == [("top", 1), ("free", 3), *bounded]
+    assert [row.operator for row in found.rows if row.m == 1] == ["patch"] * 3 + ["dense"] * 3
+    first = {row.cut: row for row in found.rows if row.m == 3}
+    assert first[2].encoder_parameters == 3 * 16 * 9
+    assert first[4].encoder_parameters == 3 * 64
+
+
+def test_a_dense_convolution_keeps_at_most_64_components(model: sv.Table1Net, data: sv.Dataset) -> None:
+    dense = sv.measure_profile(model, data, cuts=[2, 6], kept=(1, 64, 65), epsilons=(0.1,), operator="dense")
+    assert kept_at(dense, 2) == [("top", 1), ("top", 64)]
+    assert kept_at(dense, 6) == [("top", 1), ("free", 3), ("bounded", None)]
+    assert {row.operator for row in dense.rows} == {"dense"}
+
+
+def test_hidden_labels_are_not_read(model: sv.Table1Net, data: sv.Dataset, found: Profile) -> None:
+    bare = sv.measure_profile(model, data.without_hidden(), kept=KEPT, epsilons=EPSILONS)
+    assert bare.rows == found.rows
+    assert bare.data.digest != found.data.digest
+
+
+def test_images_without_labels_give_agreement_alone(model: sv.Table1Net, data: sv.Dataset, found: Profile) -> None:
+    bare = sv.measure_profile(model, data.val.x, kept=KEPT, epsilons=EPSILONS)
+    nothing = {"accuracy": None, "lost": None, "gained": None, "drop": None}
+    assert bare.rows == tuple(row.model_copy(update=nothing) for row in found.rows)
+    assert (bare.data.part, bare.data.labelled, bare.reference.accuracy) == ("given", False, None)
+    other = sv.measure_profile(model, data.val.x.flip(0), cuts=[6])
+    assert other.data.digest != bare.data.digest
+
+
+def test_the_drop_against_another_model_counts_its_right_answers(
+    model: sv.Table1Net, data: sv.Dataset, found: Profile
+) -> None:
+    plain = network(6)
+    against = sv.measure_profile(model, data, cuts=[4], kept=KEPT, epsilons=EPSILONS, reference=plain)
+    right = plain(data.val.x).argmax(1) == data.val.y
+    assert (against.reference.own, against.reference.weights) == (False, model_digest(plain))
+    assert against.reference.accuracy is not None
+    assert against.reference.accuracy.value == pytest.approx(float(right.double().mean()))
+    for row, own in zip(against.rows, [row for row in found.rows if row.cut == 4], strict=True):
+        assert (row.agreement, row.accuracy) == (own.agreement, own.accuracy)
+        assert row.accuracy is not None
+        assert row.lost is not None
+        assert row.gained is not None
+        assert row.lost + row.gained > 10  # two networks that know nothing hardly agree
+        assert (row.lost - row.gained) / row.samples == pytest.approx(float(right.double().mean()) - row.accuracy.value)
+
+
+class Shrug:
+    """An attack that learns nothing, in no time."""
+
+    name = "shrug"
+
+    def fit(self, *_: object, n_values: int, **__: object) -> Guess:
+        return lambda view: torch.full((len(view), n_values), 1 / n_values).log()
+
+
+def test_leakage_is_measured_where_it_is_asked_for(
+    model: sv.Table1Net, data: sv.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str]] = []
+    made = profiling.measuring.reference_lines
+
+    def counted(split: sv.SplitModel, data: sv.Dataset, *, hidden: str, **options: Any) -> Any:
+        calls.append((split.layer_name, hidden))
+        return made(split, data, hidden=hidden, **options)
+
+    monkeypatch.setattr(profiling.measuring, "reference_lines", counted)
+    asked = sv.measure_profile(model, data, cuts=[4, 5], kept=(1, 2), hidden=["colour"], attacks=[Shrug()])
+    assert calls == [("layer4", "colour"), ("layer5", "colour")]  # once per cut
+    for row in asked.rows:
+        assert set(row.leakage) == ({"colour"} if row.method == "top" else set())
+    leak = asked.rows[0].leakage["colour"]
+    assert leak["best"] == "shrug"
+    assert leak["attack"].value == pytest.approx(float((data.test.hidden["colour"] == 0).double().mean()))  # type: ignore[union-attr]
+    bare = sv.measure_profile(model, data, cuts=[4, 5], kept=(1, 2))
+    assert tuple(row.model_copy(update={"leakage": {}}) for row in asked.rows) == bare.rows
+
+
+def test_a_model_without_numbered_cuts_is_profiled_by_names(data: sv.Dataset) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    named = sv.measure_profile(net, data.val.x, cuts=["1", "3", "3"], kept=(2,), epsilons=())
+    assert [(row.cut, row.layer, row.method, row.m) for row in named.rows] == [
+        (None, "1", "top", 2), (None, "1", "free", 8), (None, "3", "top", 2), (None, "3", "free", 3),
+    ]  # fmt: skip
+    with pytest.raises(ProfileError, match="Sequential has no numbered cuts; name the layers"):
+        sv.measure_profile(net, data.val.x)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"kept": ()}, ProfileError, "kept must name whole numbers of at least 1"),
+        ({"kept": (0,)}, ProfileError, "kept must name whole numbers of at least 1"),
+        ({"kept": (1.5,)}, ProfileError, "kept must name"),
+        ({"epsilons": (float("nan"),)}, ProfileError, "from 0 to 1"),
+        ({"epsilons": (1.5,)}, ProfileError, "from 0 to 1"),
+        ({"cuts": ()}, ProfileError, "no cut was given"),
+        ({"cuts": [7]}, SplitError, "there is no cut 7"),
+        ({"cuts": ["layer4.1"]}, NoLinearLayerError, "not a fully connected or convolutional layer"),
+        ({"hidden": ["race"]}, AttackError, "no hidden attribute 'race'"),
+        ({"hidden": ["constant"]}, AttackError, "'constant' is constant in the train part"),
+    ],
+)
+def test_an_impossible_profile_is_refused(
+    model: sv.Table1Net, data: sv.Dataset, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        sv.measure_profile(model, data, **options)
+
+
+def test_impossible_images_and_models_are_refused(model: sv.Table1Net, data: sv.Dataset) -> None:
+    with pytest.raises(ProfileError, match="need a data set with labels"):
+        sv.measure_profile(model, data.val.x, reference=model)
+    with pytest.raises(ProfileError, match="need a data set with labels"):
+        sv.measure_profile(model, data.val.x, hidden=["colour"])
+    for bad in (data.val.pixels, data.val.x[0], data.val.x[:0]):
+        with pytest.raises(ProfileError, match=r"floats of shape \(N, C, H, W\)"):
+            sv.measure_profile(model, bad)
+    with pytest.raises(ModelError, match="cannot read images of shape"):
+        sv.measure_profile(model, torch.rand(2, 3, 8, 8))
+    broken = network(5)
+    nn.init.zeros_(broken.layer5[0].weight)
+    with pytest.raises(ProfileError, match="the weights of 'layer5' are all zero"):
+        sv.measure_profile(broken, data, cuts=[5])
+    nn.init.constant_(broken.layer5[0].weight, torch.nan)
+    with pytest.raises(ModelError, match="not one finite number per class"):
+        sv.measure_profile(broken, data)
+
+
+def test_a_profile_survives_its_file(found: Profile, tmp_path: Path) -> None:
+    write_profile(tmp_path / "profile.json", found)
+    assert read_profile(tmp_path / "profile.json") == found
+
+
+def damaged(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Profiles with one thing wrong each, and a word of what is to be said."""
+
+    def with_row(**changes: Any) -> dict[str, Any]:
+        return {**content, "rows": [{**content["rows"][0], **changes}, *content["rows"][1:]]}
+
+    row, bounded = content["rows"][0], content["rows"][3]
+    yield "profile of version 2", {**content, "schema_version": 2}
+    yield "schema_version", {key: value for key, value in content.items() if key != "schema_version"}
+    yield "schema_version", {**content, "schema_version": "1"}
+    yield "extra", {**content, "extra": 1}
+    yield "rows", {**content, "rows": []}
+    yield "rows.0.m", with_row(m="1")
+    yield "rows.0.m", with_row(m=0)
+    yield "rows.0.extra", with_row(extra=1)
+    yield "of 60 samples", with_row(agreeing=61)
+    yield "does not hold its value", with_row(agreement={**row["agreement"], "high": row["agreement"]["value"] - 0.01})
+    yield "is not", with_row(agreeing=row["agreeing"] - 1)
+    yield "more than the 60 samples", with_row(lost=50, gained=50 - row["lost"] + row["gained"])
+    yield "the drop of", with_row(lost=row["lost"] + 1)
+    yield "together or not at all", with_row(drop=None)
+    yield "has a drop", with_row(drop=None, lost=None, gained=None, accuracy=None)
+    yield "has 61 samples", with_row(samples=61, **shares(row, 61))
+    yield "do not add up", with_row(accuracy={"value": 1.0, "low": 0.0, "high": 1.0})
+    yield "mean lies above", with_row(bytes_mean=row["bytes_most"] + 1.0)
+    yield "so their mean is not", with_row(mean_components=0.5)
+    yield "does not go with", with_row(m=None)
+    yield "does not go with", with_row(fixed_length=False)
+    yield "two rows are of the same cut", {**content, "rows": [row, row]}
+    yield "mean lies above", {**content, "rows": [{**bounded, "mean_components": bounded["message_shape"][0] + 1.0}]}
+    yield "of other weights", {**content, "reference": {**content["reference"], "weights": "0" * 64}}
+    yield "has an accuracy", {**content, "reference": {**content["reference"], "accuracy": None}}
+    yield "weights", {**content, "model": {**content["model"], "weights": "xyz"}}
+    yield "confidence", {**content, "confidence": 1.5}
+    yield "not a valid profile", [content]
+
+
+def shares(row: dict[str, Any], samples: int) -> dict[str, Any]:
+    """A row's shares, were there so many samples."""
+    agreement, drop = row["agreeing"] / samples, (row["lost"] - row["gained"]) / samples
+    return {
+        name: {"value": value, "low": -1.0, "high": 1.0} for name, value in (("agreement", agreement), ("drop", drop))
+    }
+
+
+def test_a_damaged_profile_is_named(found: Profile, tmp_path: Path) -> None:
+    path, content = tmp_path / "profile.json", found.model_dump(mode="json")
+    for says, bad in damaged(content):
+        path.write_text(json.dumps(bad), encoding="utf-8")
+        with pytest.raises(ProfileError, match=str(path)) as error:
+            read_profile(path)
+        assert says in str(error.value)
+        assert "\n" not in str(error.value)
+    for text in ("", "{", "[" * 100_000, '{"schema_version": NaN}', "\udcff"):
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        with pytest.raises(ProfileError, match=r"cannot be read as JSON|is not a valid profile"):
+            read_profile(path)
+    with pytest.raises(ProfileError, match="does not exist; make one with 'splitveil profile RUN'"):
+        read_profile(tmp_path / "nowhere.json")
+    with pytest.raises(ProfileError, match="cannot be read"):
+        read_profile(tmp_path)
+
+
+def test_the_published_schema_is_the_models() -> None:
+    published = json.loads((ROOT / "docs" / "profile.schema.json").read_text(encoding="utf-8"))
+    assert published == Profile.model_json_schema()  # renew it with 'splitveil profile --schema'
+    assert set(published["$defs"]) >= {"Row", "Interval", "Reference"}
+
+
+def test_every_field_is_explained() -> None:
+    page = (ROOT / "docs" / "profile.md").read_text(encoding="utf-8")
+    assert [name for name in (*Profile.model_fields, *Row.model_fields) if f"`{name}`" not in page] == []
+
+
+def test_the_plot_shows_every_cut_and_repeats_itself(found: Profile, tmp_path: Path) -> None:
+    for name in ("a.svg", "b.svg"):
+        write_figure(tmp_path / name, profile_figure(found))
+    text = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert text == (tmp_path / "b.svg").read_text(encoding="utf-8")
+    assert text.startswith("<?xml")
+    axes = profile_figure(found).axes
+    labels = axes[1].get_legend_handles_labels()[1]
+    assert [label.partition(",")[0] for label in labels] == [f"cut {cut}" for cut in range(1, 7)]
+    assert "drop against its own uncut model" in axes[0].get_ylabel()
+    drawn = axes[0].containers[0].lines[0].get_ydata()
+    assert list(drawn) == [pytest.approx(100 * row.drop.value) for row in found.rows[:3] if row.drop is not None]
+    bare = found.model_copy(update={
+        "data": found.data.model_copy(update={"labelled": False}),
+        "rows": tuple(row.model_copy(update={"drop": None}) for row in found.rows),
+    })  # fmt: skip
+    assert "other than the uncut model" in profile_figure(bare).axes[0].get_ylabel()
+
+
+def test_one_digest_for_a_model_in_memory_and_in_its_file(model: sv.Table1Net, tmp_path: Path) -> None:
+    write_tensors(tmp_path / "weights", model.state_dict(), {"anything": 1})
+    assert weights_digest((tmp_path / "weights").read_bytes()) == model_digest(model)
+    assert model_digest(network(5)) == model_digest(model) != model_digest(network(6))
+
+
+def test_the_digest_is_of_names_types_shapes_and_values_alone() -> None:
+    a, b = torch.arange(6.0), torch.ones(2)
+    digest = weights_digest(save({"a": a, "b": b}))
+    assert weights_digest(save({"b": b, "a": a}, metadata={"made": "today"})) == digest
+    others = [{"a": a, "c": b}, {"a": a.reshape(2, 3), "b": b}, {"a": a.int(), "b": b}, {"a": a + 1, "b": b}, {"a": a}]
+    assert len({weights_digest(save(other)) for other in others} | {digest}) == 6
+
+
+def test_the_digest_is_the_same_in_every_process() -> None:
+    state = hashlib.sha256()
+    for name in "abcdefgh":
+        state.update(json.dumps([name, "U8", [1]]).encode() + name.encode())
+    tensors = {name: torch.tensor([ord(name)], dtype=torch.uint8) for name in "hgfedcba"}
+    assert weights_digest(save(tensors)) == state.hexdigest()
+
+
+def header(content: Any, tail: bytes = b"\0" * 8) -> bytes:
+    text = json.dumps(content).encode()
+    return struct.pack("<Q", len(text)) + text + tail
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"\xff" * 8, b"\xff" * 64, struct.pack("<Q", 3) + b"{", header([]), header({"a": 1}),
+        header({"a": {"dtype": "F32", "shape": [2]}}),
+        header({"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}),
+        header({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}),
+        header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}}),
+        header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}}),
+        header({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 9]}}),
+    ],
+)  # fmt: skip
+def test_bytes_that_are_no_weights_are_refused(data: bytes) -> None:
+    with pytest.raises(ProfileError, match="train again"):
+        weights_digest(data)
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_have_a_digest_or_are_refused(tail: bytes) -> None:
+    for data in (tail, struct.pack("<Q", len(tail)) + tail):
+        with contextlib.suppress(ProfileError):  # and nothing else
+            assert len(weights_digest(data)) == 64
