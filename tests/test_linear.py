@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slow_truth import unrolled
 from splitveil.errors import OperatorError, RankError, ShapeError
-from splitveil.linear import Factors, factorise, right_vectors
+from splitveil.linear import Factors, factorise, left_vectors
 
 F64 = torch.float64
 
@@ -301,19 +301,17 @@ def test_a_patch_message_has_no_feature(patch: Factors) -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 12), st.integers(0, 2**31 - 1))
-def test_right_vectors_are_those_of_the_decomposition_and_zero_beyond_the_rank(
-    m: int, n: int, rank: int, seed: int
-) -> None:
+def test_left_vectors_are_those_of_the_decomposition(m: int, n: int, rank: int, seed: int) -> None:
     rank, generator = min(rank, m, n), torch.Generator().manual_seed(seed)
     W = torch.randn(m, rank, dtype=F64, generator=generator) @ torch.randn(rank, n, dtype=F64, generator=generator)
-    rows = right_vectors(W)
-    assert rows.shape == (min(m, n), n)
+    U = left_vectors(W)
+    assert U.shape == (m, min(m, n))
     s = torch.linalg.svdvals(W)
-    # W v_k has the length s_k and the images are orthogonal: these two facts are the decomposition.
-    images = W @ rows.mT
-    torch.testing.assert_close(images.mT @ images, torch.diag(s.square()), atol=1e-9 * (1 + s.amax() ** 2), rtol=0)
-    torch.testing.assert_close(W @ rows.mT @ rows, W, atol=1e-5 * (1 + s.amax()), rtol=0)
-    inner = rows[: int((s > 1e-3 * s.amax()).sum())]
-    torch.testing.assert_close(inner @ inner.mT, torch.eye(len(inner), dtype=F64), atol=1e-9, rtol=0)
-    if m <= n:
-        assert not rows[rank:].any()
+    # The rows Uᵀ W are orthogonal and have the lengths s: these two facts are the decomposition.
+    rows = U.mT @ W
+    torch.testing.assert_close(rows @ rows.mT, torch.diag(s.square()), atol=1e-9 * (1 + s.amax() ** 2), rtol=0)
+    torch.testing.assert_close(U @ rows, W, atol=1e-5 * (1 + s.amax()), rtol=0)
+    inner = U[:, : int((s > 1e-3 * s.amax()).sum())]
+    torch.testing.assert_close(inner.mT @ inner, torch.eye(inner.shape[1], dtype=F64), atol=1e-9, rtol=0)
+    if m > n:
+        assert not U[:, rank:].any()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from splitveil.attack import ATTACKS
@@ -174,7 +175,8 @@ def trained(
     folder = place.runs / experiment / f"{cell.label}-{config_digest(asdict(recipe))}"
     history = train_run(folder, data, recipe, source=cell.data, device=place.device, progress=timed)
     seconds = [end - begin for begin, end in itertools.pairwise(ends)]
-    model = Run(folder).model().to(place.device)
+    # Channels last, as in training: a quarter faster.
+    model = Run(folder).model().to(place.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model, [asdict(epoch) for epoch in history], statistics.median(seconds) if seconds else None
 
 

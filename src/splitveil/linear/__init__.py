@@ -1,7 +1,7 @@
 """A server's first layer as linear algebra: factors, for the dense and for the patch operator."""
 
 from splitveil.linear.convolution import Convolution
-from splitveil.linear.decompose import right_vectors
+from splitveil.linear.decompose import left_vectors
 from splitveil.linear.factors import Factors, Operator
 from splitveil.linear.maps import FullyConnected, LinearMap, TokenWise
 from splitveil.linear.operators import DEFAULT_TOP, FULL_UP_TO, factorise, rank_tolerance
@@ -16,6 +16,6 @@ __all__ = [
     "Operator",
     "TokenWise",
     "factorise",
+    "left_vectors",
     "rank_tolerance",
-    "right_vectors",
 ]

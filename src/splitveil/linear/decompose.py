@@ -76,21 +76,20 @@ def decompose_matrix(matrix: Tensor) -> Triplets:
     return _from_gram(Products.of(matrix), matrix.mT @ matrix, matrix.shape[1])
 
 
-def right_vectors(weight: Tensor) -> Tensor:
-    """Right singular vectors (min(m, n), n) of a matrix (m, n), by falling singular value, in its dtype.
+def left_vectors(weight: Tensor) -> Tensor:
+    """Left singular vectors (m, min(m, n)) of a matrix (m, n), by falling singular value, in its dtype.
 
     Through the Gram matrix of the smaller side in float64: exact enough for directions that matter to training, and
-    quick enough for every step. Where the matrix has no full rank, the last rows are zero.
+    quick enough for every step. Where m > n and the matrix has no full rank, the last columns are zero.
     """
     W = weight.double()
     m, n = W.shape
     squares, found = torch.linalg.eigh(W @ W.mT if m <= n else W.mT @ W)
     vectors: Tensor = found.flip(1)
     if m > n:
-        return vectors.mT.to(weight.dtype)
-    s = squares.flip(0).clamp(min=0).sqrt()[:, None]
-    rows = torch.where(s > 1e-6 * s[0], (vectors.mT @ W) / s.clamp(min=1e-30), 0.0)
-    return rows.to(weight.dtype)
+        s = squares.flip(0).clamp(min=0).sqrt()
+        vectors = torch.where(s > 1e-6 * s[0], (W @ vectors) / s.clamp(min=1e-30), 0.0)
+    return vectors.to(weight.dtype)
 
 
 def decompose_products(products: Products, k: int) -> Triplets:

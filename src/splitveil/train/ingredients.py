@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from splitveil.errors import ModelError
-from splitveil.linear import right_vectors
+from splitveil.linear import left_vectors
 from splitveil.train.recipe import Recipe
 
 LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE = -10.0, 4.0
@@ -71,19 +71,19 @@ class Ingredients:
                 hooks.enter_context(hook)
             yield penalties
 
-    def _removed(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def _removed(self, layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """The layer's output, where a share of the samples has lost all but a prefix of its components."""
         assert isinstance(layer, nn.Linear | nn.Conv2d)
-        z = inputs[0]
         # The first samples, since the batch is in random order; all statistics of the batch see both kinds.
-        hit = round(self._recipe.removal * len(z))
+        hit = round(self._recipe.removal * len(output))
         # Weights that have exploded have no decomposition; the loss that comes of them stops the training.
         if not hit or not bool(torch.isfinite(layer.weight).all()):
             return output
-        return torch.cat([remove(layer, z[:hit], _prefixes(hit, layer)).to(output.dtype), output[hit:]])
+        return torch.cat([remove(layer, output[:hit], _prefixes(hit, layer)).to(output.dtype), output[hit:]])
 
     def _shaped(self, turn: int, z: Tensor, penalties: list[Tensor]) -> Tensor:
-        flat = z.flatten(1).float()
+        last = z.movedim(1, -1)  # images lie channels last in memory: this way nothing is copied
+        flat = last.flatten(1).float()
         with torch.autocast(z.device.type, enabled=False):  # penalties are sums of many squares
             if self._recipe.decov > 0:
                 penalties.append(self._recipe.decov * decov(flat))
@@ -92,30 +92,29 @@ class Ingredients:
             log_variance: Tensor = self.heads[turn](flat)
             penalties.append(self._recipe.variational * gaussian_divergence(flat, log_variance))
             noisy: Tensor = flat + torch.randn_like(flat) * torch.exp(log_variance / 2)
-        return noisy.reshape(z.shape).to(z.dtype)
+        return noisy.reshape(last.shape).movedim(-1, 1).to(z.dtype)
 
 
-def remove(layer: nn.Linear | nn.Conv2d, z: Tensor, kept: Tensor) -> Tensor:
-    """The layer's output W z' + b, where sample i keeps the first ``kept[i]`` components of its signal content.
+def remove(layer: nn.Linear | nn.Conv2d, output: Tensor, kept: Tensor) -> Tensor:
+    """What the layer's output W z + b becomes where sample i keeps ``kept[i]`` components of its signal content.
 
-    A convolution is taken as a patch operator: its decomposition costs next to nothing, so that it can follow the
-    weights in every step, where the dense one would take seconds. The directions are constants to the gradient,
-    as they are to a client.
+    W z' = U diag(mask) Uᵀ W z with W = U S Vᵀ: two small products on the output, wherever z came from. A convolution is
+    taken as a patch operator: its decomposition costs next to nothing, so that it can follow the weights in every
+    step, where the dense one would take seconds. U is a constant to the gradient.
 
     Args:
-        layer: fully connected, or a convolution with zero padding and one group.
-        z: its input, (B, *feature).
-        kept: components to keep, (B,), each from 0 to the number of the layer's outputs.
+        layer: fully connected, or a convolution with one group.
+        output: of the layer, (B, m) or (B, m, H, W).
+        kept: components to keep, (B,), each from 0 to the number of the layer's components.
     """
-    weight = layer.weight.flatten(1)
-    rows = right_vectors(weight.detach())
-    back = weight @ rows.mT  # U S, through which the gradient reaches the weight
-    mask = (torch.arange(len(rows), device=z.device) < kept[:, None]).to(z.dtype)
+    U = left_vectors(layer.weight.detach().flatten(1))
+    mask = (torch.arange(U.shape[1], device=output.device) < kept[:, None]).to(output.dtype)
+    bias = torch.zeros_like(U[:, 0]) if layer.bias is None else layer.bias
     if isinstance(layer, nn.Linear):
-        return functional.linear(functional.linear(z, rows) * mask, back, layer.bias)
-    filters = rows.reshape(-1, *layer.weight.shape[1:])
-    a = functional.conv2d(z, filters, None, layer.stride, layer.padding, layer.dilation)
-    return functional.conv2d(a * mask[:, :, None, None], back[:, :, None, None], layer.bias)
+        return functional.linear(functional.linear(output - bias, U.mT) * mask, U, bias)
+    filters, back = U.mT[:, :, None, None], U[:, :, None, None]
+    a = functional.conv2d(output - bias[:, None, None], filters)
+    return functional.conv2d(a * mask[:, :, None, None], back, bias)
 
 
 def decov(z: Tensor) -> Tensor:
