@@ -209,8 +209,8 @@ def test_tensors_and_facts_survive_the_disk(tmp_path: Path) -> None:
 
 
 def train_command(out: Path) -> list[str]:
-    options = ["--data", "digit-pairs", "--epochs", "4", "--seed", "5", "--out", str(out), "--json"]
-    return [sys.executable, "-m", "splitveil", "train", *options]
+    options = ["--data", "digit-pairs", "--epochs", "4", "--seed", "5", "--recipe", "paper"]
+    return [sys.executable, "-m", "splitveil", "train", *options, "--out", str(out), "--json"]
 
 
 @pytest.mark.slow

@@ -1,81 +1,43 @@
 """Does each ingredient of the paper's recipe earn its place? Accuracy at every cut, and the attack at one."""
 
-import itertools
-import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from splitveil.attack import ATTACKS
 from splitveil.data import Dataset, load_data
-from splitveil.errors import ExperimentError
 from splitveil.experiments.accuracy import Numbers, from_components, undefended
-from splitveil.experiments.cells import Place, Report, Result, config_digest
+from splitveil.experiments.cells import Place, Report, Result
+from splitveil.experiments.training import CUTS, HIDDEN, KEPT, Settings, TrainedCell, data_names, trained, within
 from splitveil.linear import factorise
 from splitveil.measure import AttackScore, leakage, reference_lines
 from splitveil.obfuscate import TopComponents
-from splitveil.runs import Run, train_run
 from splitveil.split import SplitModel
 from splitveil.train import Progress, Recipe, predict
 
 DATA = ("utkface", "celeba", "qmnist")
-HIDDEN = {"utkface": "race", "celeba": "Male", "qmnist": "writer", "digit-pairs": "digit"}
 VARIANTS = ("plain", "removal", "decov", "variational", "all")
 SEVERAL_SEEDS = ("plain", "all")
 SEEDS = (0, 1, 2)
 EPOCHS = 20
-CUTS = (2, 3, 4, 5, 6)
-KEPT = (32, 8, 4, 2, 1)
 ATTACKED = 4
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What may be asked of an experiment.
+class AblationCell(TrainedCell):
+    """One model of the ablation.
 
     Attributes:
-        data: data sets; the experiment's own where empty.
-        epochs: of training; the experiment's own where None.
-        precision: of training, see `Recipe`.
-        quick: whether to run a small version that shows that everything works, and nothing else.
-    """
-
-    data: tuple[str, ...] = ()
-    epochs: int | None = None
-    precision: str = "float32"
-    quick: bool = False
-
-
-@dataclass(frozen=True)
-class AblationCell:
-    """One model: how it is trained, and what is measured of it.
-
-    Attributes:
-        data: the data set.
         variant: which ingredients are on, in a word.
-        seed: of training and attacks.
-        epochs, removal, decov, variational, precision: see `Recipe`.
-        cuts: where accuracy is measured.
-        kept: numbers m' of components.
         attacked: the cut that is attacked.
         hidden: the attribute to guess.
         attacks: names of the adversaries.
     """
 
-    data: str
     variant: str
-    seed: int
-    epochs: int
-    removal: float
-    decov: float
-    variational: float
-    precision: str
-    cuts: tuple[int, ...]
-    kept: tuple[int, ...]
     attacked: int
     hidden: str
     attacks: tuple[str, ...]
@@ -84,12 +46,6 @@ class AblationCell:
     def label(self) -> str:
         """Data set, variant and seed."""
         return f"{self.data}-{self.variant}-{self.seed}"
-
-    @property
-    def recipe(self) -> Recipe:
-        """How to train."""
-        names = ("seed", "epochs", "removal", "decov", "variational", "precision")
-        return Recipe.from_mapping({name: getattr(self, name) for name in names})
 
 
 def cells(settings: Settings) -> list[AblationCell]:
@@ -107,14 +63,6 @@ def cells(settings: Settings) -> list[AblationCell]:
         for name in names
         for variant in (VARIANTS if seed == SEEDS[0] else SEVERAL_SEEDS)
     ]
-
-
-def data_names(settings: Settings, own: Sequence[str]) -> list[str]:
-    """The data sets that the settings ask for, each once; raises `ExperimentError` where one has no secret here."""
-    names = settings.data or (("digit-pairs",) if settings.quick else own)
-    if unknown := [name for name in names if name not in HIDDEN]:
-        raise ExperimentError(f"this experiment has no data set {unknown[0]!r}; choose {', '.join(HIDDEN)}")
-    return list(dict.fromkeys(names))
 
 
 def _cell(name: str, variant: str, seed: int, settings: Settings) -> AblationCell:
@@ -150,34 +98,6 @@ def compute(cell: AblationCell, place: Place, report: Report) -> Result:
         "attack": time.perf_counter() - answered_at,
     }  # fmt: skip
     return Result(data.digest, numbers, seconds)
-
-
-def within(report: Report, low: float, high: float) -> Progress:
-    """Progress in steps, as a part of a cell's."""
-    return lambda done, total, text: report(low + (high - low) * done / total, text)
-
-
-def trained(
-    experiment: str, cell: Any, data: Dataset, place: Place, progress: Progress
-) -> tuple[nn.Module, list[Numbers], float | None]:
-    """The cell's model, its training's history, and the median of the seconds per epoch (None: trained before).
-
-    The run's folder has the cell's label and the recipe's digest as its name, so that what is measured may change
-    without training again.
-    """
-    ends = [time.perf_counter()]
-
-    def timed(done: int, total: int, text: str) -> None:
-        ends.append(time.perf_counter())
-        progress(done, total, f"epoch {done} of {total}, {text}")
-
-    recipe: Recipe = cell.recipe
-    folder = place.runs / experiment / f"{cell.label}-{config_digest(asdict(recipe))}"
-    history = train_run(folder, data, recipe, source=cell.data, device=place.device, progress=timed)
-    seconds = [end - begin for begin, end in itertools.pairwise(ends)]
-    # Channels last, as in training: a quarter faster.
-    model = Run(folder).model().to(place.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, [asdict(epoch) for epoch in history], statistics.median(seconds) if seconds else None
 
 
 def _attacked(model: nn.Module, data: Dataset, cell: AblationCell, progress: Progress) -> Numbers:

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from splitveil.data import Progress
 from splitveil.errors import ExperimentError
 from splitveil.experiments import ablation, weights
-from splitveil.experiments.ablation import Settings
 from splitveil.experiments.cells import Cell, Compute, Place, Row, chosen_rows, read_rows, row_path
 from splitveil.experiments.plots import ablation_plot
 from splitveil.experiments.sweep import Failure, sweep
 from splitveil.experiments.tables import ablation_table
+from splitveil.experiments.training import Settings
 from splitveil.figures import write_figure
 from splitveil.files import is_there, write_text
 

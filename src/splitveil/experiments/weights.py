@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from splitveil.data import load_data
-from splitveil.experiments.ablation import CUTS, KEPT, Settings, data_names, trained, within
 from splitveil.experiments.accuracy import from_components, undefended
 from splitveil.experiments.cells import Place, Report, Result, Row
 from splitveil.experiments.tables import markdown, over_cuts, percent
-from splitveil.train import Recipe
+from splitveil.experiments.training import CUTS, KEPT, Settings, TrainedCell, data_names, trained, within
 
 DATA = ("utkface", "qmnist")
 EPOCHS = 10
@@ -24,33 +22,7 @@ TRIPLES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class WeightsCell:
-    """One model; see `ablation.AblationCell`."""
-
-    data: str
-    seed: int
-    epochs: int
-    removal: float
-    decov: float
-    variational: float
-    precision: str
-    cuts: tuple[int, ...]
-    kept: tuple[int, ...]
-
-    @property
-    def label(self) -> str:
-        """Data set and weights."""
-        return f"{self.data}-{self.removal:g}-{self.decov:g}-{self.variational:g}"
-
-    @property
-    def recipe(self) -> Recipe:
-        """How to train."""
-        names = ("seed", "epochs", "removal", "decov", "variational", "precision")
-        return Recipe.from_mapping({name: getattr(self, name) for name in names})
-
-
-def cells(settings: Settings) -> list[WeightsCell]:
+def cells(settings: Settings) -> list[TrainedCell]:
     """All triples of weights on each data set.
 
     Raises:
@@ -59,7 +31,7 @@ def cells(settings: Settings) -> list[WeightsCell]:
     names = data_names(settings, DATA)
     quick = settings.quick
     return [
-        WeightsCell(
+        TrainedCell(
             data=name, seed=0, epochs=settings.epochs or (2 if quick else EPOCHS),
             removal=removal, decov=decov, variational=variational, precision=settings.precision,
             cuts=(3, 4) if quick else CUTS, kept=(8, 2) if quick else KEPT,
@@ -69,7 +41,7 @@ def cells(settings: Settings) -> list[WeightsCell]:
     ]  # fmt: skip
 
 
-def compute(cell: WeightsCell, place: Place, report: Report) -> Result:
+def compute(cell: TrainedCell, place: Place, report: Report) -> Result:
     """Train, and answer the validation part from components at every cut; the test part is not touched."""
     data = load_data(cell.data, root=place.data_root)
     start = time.perf_counter()
