@@ -26,7 +26,8 @@ def profile_figure(profile: Profile) -> Figure:
         cuts.setdefault((row.layer, row.operator), []).append(row)
     for index, rows in enumerate(cuts.values()):
         colour = _COLOURS[index % len(_COLOURS)]
-        _curve(by_components, rows, [row.mean_components for row in rows], colour)
+        aside = 1.04 ** (index - (len(cuts) - 1) / 2)  # so that the intervals of two cuts do not hide each other
+        _curve(by_components, rows, [aside * row.mean_components for row in rows], colour)
         _curve(by_bytes, rows, [row.bytes_mean for row in rows], colour)
     _name(by_components, by_bytes, profile)
     return figure

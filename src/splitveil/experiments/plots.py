@@ -56,12 +56,13 @@ def _curves(
     of: Callable[[Row, int], Estimate | None],
 ) -> None:
     ticks = sorted(kept)
-    for variant, rows in by_variant.items():
+    for index, (variant, rows) in enumerate(by_variant.items()):
         found = {m: summary([one for row in rows if (one := of(row, m))]) for m in ticks if of(rows[0], m)}
+        aside = 1.05 ** (index - (len(by_variant) - 1) / 2)  # so that intervals do not hide each other
         y = [100 * one["value"] for one in found.values()]
         below = [100 * (one["value"] - one["low"]) for one in found.values()]
         above = [100 * (one["high"] - one["value"]) for one in found.values()]
         style = {"color": _COLOURS[variant], "marker": "o", "markersize": 3, "capsize": 2, "linewidth": 1.2}
-        axes.errorbar(list(found), y, yerr=[below, above], label=variant, **style)  # type: ignore[arg-type]
+        axes.errorbar([aside * m for m in found], y, yerr=[below, above], label=variant, **style)  # type: ignore[arg-type]
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(m) for m in ticks])
