@@ -241,9 +241,22 @@ def test_a_profile_is_made_and_chosen_from(
     assert (choice["cut"], choice["m"]) == (lambda row: (row.cut, row.m))(
         sv.choose(sv.read_profile(folder / "profile.json"), max_drop=5, max_edge_macs=5e6).row
     )
-    code, out, err = splitveil(*wishes)
-    assert (code, err) == (0, "")
+    code, out, err = splitveil("choose", folder, *wishes[2:])
+    assert code == 0
+    assert err.startswith("note: what it still tells: splitveil attack RUN --split ")
     assert "proven at 95 % confidence to drop at most 5 points" in " ".join(out.split())
+    assert "measured │ accuracy " in " ".join(out.split())
+
+    # What a smaller profile would lose is not written over.
+    before = (folder / "profile.json").read_bytes()
+    for less in (("--split", 5, "--hidden", "digit"), ("--split", 5, "--split", 6)):
+        code, out, err = splitveil("profile", folder, *less)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"also holds {'layer6' if 'digit' in less else 'digit'}, which would be lost" in err
+    assert splitveil("profile", folder, "--split", 5, "--out", tmp_path / "other").code == 0
+    assert (folder / "profile.json").read_bytes() == before
+    (tmp_path / "other" / "profile.json").write_text("{")
+    assert "move it away first" in splitveil("profile", folder, "--out", tmp_path / "other").err
 
     write_tensors(folder / "model.safetensors", {"w": torch.ones(1)}, {})
     code, out, err = splitveil(*wishes)
@@ -267,6 +280,27 @@ def test_a_profile_speaks_to_people_and_names_its_reference(splitveil: Splitveil
     code, out, err = splitveil("profile", folder, "--reference", plain)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "was trained on other data than" in err
+
+
+@pytest.mark.parametrize(
+    "options", [("--set", "epochs=2"), ("--set", "seed=2"), ("--set", "removal=0.1", "--set", "removal=0.2")]
+)
+def test_settings_given_twice_are_refused(splitveil: Splitveil, tmp_path: Path, options: tuple[object, ...]) -> None:
+    code, out, err = splitveil("train", "--data", "digit-pairs", "--out", tmp_path, *options)
+    assert (code, out) == (2, "")
+    assert "has an option of its own" in err or "is given twice" in err
+
+
+def test_who_stops_a_training_learns_that_it_goes_on(
+    splitveil: Splitveil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("splitveil.runs.train_run", stopped)
+    code, out, err = splitveil("train", "--data", "digit-pairs", "--out", tmp_path, "--quiet")
+    assert (code, out) == (130, "")
+    assert "stopped; the same command goes on after the last whole epoch" in err
 
 
 def test_the_schema_is_printed_without_a_run(splitveil: Splitveil) -> None:

@@ -181,7 +181,7 @@ def test_leakage_is_measured_where_it_is_asked_for(
     asked = sv.measure_profile(model, data, cuts=[4, 5], kept=(1, 2), hidden=["colour"], attacks=[Shrug()])
     assert calls == [("layer4", "colour"), ("layer5", "colour")]  # once per cut
     for row in asked.rows:
-        assert set(row.leakage) == ({"colour"} if row.method == "top" else set())
+        assert set(row.leakage) == (set() if row.method == "bounded" else {"colour"})
     leak = asked.rows[0].leakage["colour"]
     assert leak["best"] == "shrug"
     assert leak["attack"].value == pytest.approx(float((data.test.hidden["colour"] == 0).double().mean()))  # type: ignore[union-attr]
@@ -223,6 +223,8 @@ def test_an_impossible_profile_is_refused(
 
 
 def test_impossible_images_and_models_are_refused(model: sv.Table1Net, data: sv.Dataset) -> None:
+    with pytest.raises(ProfileError, match=r"on a Dataset or on images .* not on a str"):
+        sv.measure_profile(model, "digit-pairs")  # type: ignore[arg-type]
     with pytest.raises(ProfileError, match="need a data set with labels"):
         sv.measure_profile(model, data.val.x, reference=model)
     with pytest.raises(ProfileError, match="need a data set with labels"):
@@ -275,6 +277,13 @@ def damaged(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "does not go with", with_row(m=None)
     yield "does not go with", with_row(fixed_length=False)
     yield "two rows are of the same cut", {**content, "rows": [row, row]}
+    yield "has not the shape", with_row(message_shape=[row["message_shape"][0] + 1, *row["message_shape"][1:]])
+    yield "one layer and one cost", with_row(client_macs=row["client_macs"] + 1)
+    yield "one layer and one cost", with_row(layer="layer6")
+    yield (
+        "cannot cost the client less",
+        {**content, "rows": [{**one, "cut": 9 - one["cut"]} for one in content["rows"]]},
+    )
     yield "mean lies above", {**content, "rows": [{**bounded, "mean_components": bounded["message_shape"][0] + 1.0}]}
     yield "of other weights", {**content, "reference": {**content["reference"], "weights": "0" * 64}}
     yield "has an accuracy", {**content, "reference": {**content["reference"], "accuracy": None}}

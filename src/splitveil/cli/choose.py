@@ -3,19 +3,19 @@
 import math
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from splitveil.cli.options import AsJson, Quiet
-from splitveil.cli.output import print_json, print_table
+from splitveil.cli.output import note, print_json, print_table
 
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def _count(text: str) -> float:
     """A count such as 5000000, 5M, 67.5k."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)", text.strip(), flags=re.IGNORECASE | re.ASCII)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:E[0-9]+)?)([KMG]?)", text.strip(), flags=re.IGNORECASE | re.ASCII)
     count = float(found[1]) * _SIZES[found[2].upper()] if found else 0.0
     if not 0 < count < math.inf:
         raise typer.BadParameter(f"{text!r} is no count above 0, such as 5000000, 5M or 67.5k")
@@ -23,7 +23,9 @@ def _count(text: str) -> float:
 
 
 def choose(
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="A profile.json that 'splitveil profile' wrote.")],
+    profile: Annotated[
+        Path, typer.Argument(metavar="PROFILE", help="A profile.json that 'splitveil profile' wrote, or its folder.")
+    ],
     max_edge_macs: Annotated[
         float | None,
         typer.Option(
@@ -46,6 +48,7 @@ def choose(
     from splitveil.profile import choose as pick
 
     del quiet  # there is nothing to wait for
+    profile = profile / "profile.json" if profile.is_dir() else profile
     read = read_profile(profile)
     check_weights(read, profile.parent)
     wishes = {"max_edge_macs": max_edge_macs, "max_drop": max_drop, "max_bytes": max_bytes}
@@ -59,6 +62,17 @@ def choose(
     if as_json:
         print_json({"profile": str(profile), "choice": found, "reason": None, "nearest": None})
         return
-    shown = ("cut", "layer", "operator", "method", "m", "message_shape", "bytes_most", "edge_macs", "by", "reference")
+    shown = ("cut", "layer", "operator", "method", "m", "message_shape", "bytes_most", "raw_bytes", "edge_macs")
     facts = [[name.replace("_", " "), found[name]] for name in shown]
+    facts += [["measured", _measured(choice.row)], ["proven from", f"{choice.by}, against the {choice.reference}"]]
     print_table(choice.sentence, ["fact", "value"], facts)
+    if choice.row.method == "top":
+        attack = f"--split {choice.row.cut or choice.row.layer} --method top --m {choice.row.m}"
+        note(f"what it still tells: splitveil attack RUN {attack} --operator {choice.row.operator}")
+
+
+def _measured(row: Any) -> str:
+    agreement = f"agreement {row.agreement.value:.1%}"
+    if row.accuracy is None:
+        return agreement
+    return f"accuracy {row.accuracy.value:.1%}, drop {100 * row.drop.value:.1f} points, {agreement}"

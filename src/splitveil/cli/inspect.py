@@ -55,7 +55,7 @@ def _row(model: Any, at: int, input_shape: tuple[int, ...], m: int, operator: Op
         "cut": at, "layer": split.layer_name, "operator": factors.operator, "feature": list(shape),
         "n": factors.in_features, "m": factors.out_features, "rank": factors.rank,
         "null_share": None if null is None else null / factors.vh.shape[1],
-        "edge_macs": cost.client_macs, "encoder_macs": cost.encoder_macs, "edge_parameters": cost.parameters,
+        "client_macs": cost.client_macs, "encoder_macs": cost.encoder_macs, "client_parameters": cost.parameters,
         "raw_bytes": cost.raw_bytes, "message_bytes": cost.message_bytes,
     }  # fmt: skip
 

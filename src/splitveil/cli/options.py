@@ -30,6 +30,8 @@ def read_options(given: list[str] | None, flag: str = "--option") -> dict[str, A
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise typer.BadParameter(f"{flag} takes NAME=VALUE, not {pair!r}")
+        if name in options:
+            raise typer.BadParameter(f"{flag} {name} is given twice")
         try:
             options[name] = json.loads(value)
         except ValueError:

@@ -46,6 +46,16 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+@contextmanager
+def going_on(where: str) -> Iterator[None]:
+    """Around long work that resumes: who stops it learns that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"splitveil: stopped; the same command goes on {where}", err=True)
+        raise
+
+
 Report = Callable[[int, int, str], None]
 
 

@@ -36,6 +36,9 @@ def profile(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the attacks.")] = 0,
     device: Annotated[str, typer.Option("--device", help="Where to measure: cpu, cuda, …")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of profile.json and profile.svg; the run's own if not given.")
+    ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", callback=_print_schema, is_eager=True, help="Print the JSON schema and exit.")
     ] = False,
@@ -51,15 +54,16 @@ def profile(
     from splitveil.train import available
 
     del schema  # the callback has acted on it
-    opened, where = Run(run), available(device)
+    opened, where, folder = Run(run), available(device), out or run
+    _check_nothing_lost(folder / "profile.json", opened.model(), cut, hidden)
     plain = None if reference is None else _same_data(opened, Run(reference)).model().to(where)
     with progress_bar(quiet) as progress:
         measured = measure_profile(
             opened.model().to(where), opened.data(data_root, progress), cuts=cut or None, operator=operator,
             hidden=hidden or (), reference=plain, seed=seed, progress=progress,
         )  # fmt: skip
-    write_profile(run / "profile.json", measured)
-    write_figure(run / "profile.svg", profile_figure(measured))
+    write_profile(folder / "profile.json", measured)
+    write_figure(folder / "profile.svg", profile_figure(measured))
     if as_json:
         print_json(measured.model_dump(mode="json"))
         return
@@ -68,7 +72,29 @@ def profile(
     print_table(title + against, _HEADS, [_cells(row) for row in measured.rows])
     if hidden:
         _print_leakage(measured.rows, hidden)
-    note(f"written to {run / 'profile.json'} and {run / 'profile.svg'}")
+    note(f"written to {folder / 'profile.json'} and {folder / 'profile.svg'}")
+
+
+def _check_nothing_lost(path: Path, model: Any, cuts: list[str] | None, hidden: list[str] | None) -> None:
+    """A profile of some cuts must not take the place of one that holds more."""
+    from splitveil.errors import ProfileError
+    from splitveil.files import is_there
+    from splitveil.profile import read_profile
+    from splitveil.split import layer_name
+
+    if not is_there(path):
+        return
+    try:
+        there = read_profile(path)
+    except ProfileError as error:
+        raise ProfileError(f"{path} is there, but is no profile of this version; move it away first") from error
+    layers = {row.layer for row in there.rows} - {layer_name(model, cut) for cut in cuts or model.cut_points}
+    leaks = {name for row in there.rows for name in row.leakage} - set(hidden or ())
+    if lost := sorted(layers | leaks):
+        raise ProfileError(
+            f"{path} also holds {', '.join(lost)}, which would be lost; name another folder with --out, or measure "
+            "all of it again"
+        )
 
 
 def _same_data(opened: Any, plain: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from splitveil.cli.options import AsJson, DataRoot, Quiet
-from splitveil.cli.output import MISTAKE, note, print_json, print_table, progress_bar
+from splitveil.cli.output import MISTAKE, going_on, note, print_json, print_table, progress_bar
 
 
 def reproduce(
@@ -41,7 +41,7 @@ def reproduce(
     # Quick numbers are nobody's results, and go where nobody takes them for some.
     folder = out or (runs / "quick" / name if quick else Path("results") / name)
     place = experiments.Place(runs, data_root, device)
-    with progress_bar(quiet) as progress:
+    with going_on("with the cells that are missing"), progress_bar(quiet) as progress:
         done = experiments.reproduce(name, settings, folder, place, jobs=jobs, progress=progress)
     _show(name, done, as_json)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from splitveil.cli.options import AsJson, DataOptions, DataRoot, Quiet, read_options
-from splitveil.cli.output import print_json, print_table, progress_bar
+from splitveil.cli.output import going_on, print_json, print_table, progress_bar
 
 
 def train(
@@ -36,11 +36,13 @@ def train(
     from splitveil.train import Recipe, fastest_precision
 
     # All that can be wrong with the options shows before the data is read, which may take minutes.
-    exact = fastest_precision(device) if precision == "auto" else precision
-    given = {"epochs": epochs, "seed": seed, "precision": exact, **read_options(setting, "--set")}
-    settings = Recipe.paper(**given) if recipe == "paper" else Recipe.from_mapping(given)
+    own = {"epochs": epochs, "seed": seed, "precision": fastest_precision(device) if precision == "auto" else precision}
+    changed = read_options(setting, "--set")
+    if both := sorted(own.keys() & changed):
+        raise typer.BadParameter(f"--set takes no {both[0]}, which has an option of its own: --{both[0]}")
+    settings = Recipe.paper(**own, **changed) if recipe == "paper" else Recipe.from_mapping({**own, **changed})
     options = read_options(option)
-    with progress_bar(quiet) as progress:
+    with going_on("after the last whole epoch"), progress_bar(quiet) as progress:
         loaded = load_data(data, root=data_root, progress=progress, **options)
         history = train_run(out, loaded, settings, source=data, options=options, device=device, progress=progress)
     result = {
@@ -52,6 +54,7 @@ def train(
         print_json(result)
         return
     shown = {key: value for key, value in result.items() if key != "settings"} | {
+        "recipe": f"{recipe}, changed by --set" if changed else recipe,
         "settings": ", ".join(f"{name} {value}" for name, value in asdict(settings).items()),
         "loss": f"{history[-1].loss:.4f}", "validation_accuracy": f"{history[-1].val_accuracy:.1%}",
         "skipped": "\n".join(loaded.skipped) or "none",

@@ -122,9 +122,22 @@ def read_row(path: Path, experiment: str) -> Row:
         raise ExperimentError(f"{path} is no row of this version or is damaged; move it away to compute it") from error
     if row.experiment != experiment:
         raise ExperimentError(f"{path} is a row of the experiment {row.experiment!r}, not {experiment!r}; move it away")
+    if not _ordered(row.numbers):
+        raise ExperimentError(f"{path} holds an interval without its value, so it is damaged; move it away")
     if not path.stem.endswith(f"-{config_digest(row.config)}"):
         raise ExperimentError(f"{path} does not hold the config that its name stands for; move it away")
     return row
+
+
+def _ordered(numbers: Any) -> bool:
+    """Whether every estimate in a row lies within its interval."""
+    if isinstance(numbers, list):
+        return all(map(_ordered, numbers))
+    if not isinstance(numbers, dict):
+        return True
+    if numbers.keys() == {"value", "low", "high"}:
+        return bool(numbers["low"] <= numbers["value"] <= numbers["high"])
+    return all(map(_ordered, numbers.values()))
 
 
 def read_rows(folder: Path, experiment: str) -> tuple[dict[str, Row], list[str]]:

@@ -1,5 +1,6 @@
 """Choosing a cut and m' from a profile, with a guarantee that holds although many rows were looked at."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class Choice:
         proven: points that the answer's accuracy is proven to drop by at most.
         confidence: chance, over validation samples, that the statement holds.
         level: the part of 1 − confidence that each cut's tests may use.
-        cuts: how many cuts shared it.
+        cuts: how many cuts share it.
         by: "drop": proven from labels; "disagreement": proven from answers that differ from the uncut model's, which
             are at least as many as those that it loses.
         reference: "own uncut model", or "plainly trained model" where the profile has one.
@@ -62,16 +63,17 @@ def choose(
 ) -> Choice:
     """The deepest cut that the edge can afford, and there the smallest m' that is proven to keep the answer.
 
-    Only rows of fixed length ("top" and "free") are candidates. Those that meet the wishes for edge, bytes and cut
-    are found first; these wishes do not look at the samples. Then, at each cut that is left, "its drop is above
-    max_drop" is tested from the largest m' down, and testing stops at the first m' that fails: of such a sequence
-    each test may use the cut's whole level, which is (1 − confidence) / (number of cuts). With probability at least
-    ``confidence`` over the profile's samples no row that passes has a true drop above max_drop, whichever is chosen
-    (Learn then Test: Angelopoulos et al. 2021, arXiv 2110.01052, fixed-sequence testing and Bonferroni). The p-values
-    are `drop_p_value`'s, valid at every sample size. Where nothing is proven at the deepest cut, the next is taken.
+    At every cut of the profile, "its drop is above max_drop" is tested from the largest m' down, and testing stops at
+    the first m' that fails: of such a sequence each test may use the cut's whole level, which is (1 − confidence) /
+    (number of cuts). With probability at least ``confidence`` over the profile's samples no row that passes has a
+    true drop above max_drop, whichever is picked among them and by whatever other wishes (Learn then Test:
+    Angelopoulos et al. 2021, arXiv 2110.01052, fixed-sequence testing and Bonferroni). The p-values are
+    `drop_p_value`'s, valid at every sample size. Only max_drop and confidence must be settled before the samples are
+    looked at.
 
-    Without max_drop there is nothing to search: the largest m' at the deepest cut is taken, and ``proven`` is its
-    upper limit.
+    Candidates are rows of fixed length ("top" and "free") whose message is shorter than the feature itself. The
+    deepest cut with a candidate that passed and meets the wishes is taken, and there the smallest m'. Without
+    max_drop nothing is tested: the largest m' at the deepest cut is taken, and ``proven`` is its upper limit.
 
     Args:
         profile: of the model.
@@ -86,22 +88,28 @@ def choose(
         ProfileError: a wish is no sensible number, or the profile has no such cut.
     """
     _check_wishes(max_edge_macs, max_drop, max_bytes, confidence)
-    found = _of_cut([row for row in profile.rows if row.fixed_length], cut)
-    cheap = _within(found, "edge_macs", max_edge_macs, _too_dear)
-    short = _within(cheap, "bytes_most", max_bytes, _too_long)
-    cuts = _deepest_first(short)
-    level = (1 - confidence) / (len(cuts) if max_drop is not None else 1)
+    every = [row for row in profile.rows if row.fixed_length]
+    fitting = [row for row in _of_cut(every, cut) if row.bytes_most < row.raw_bytes]
+    if not fitting:
+        raise ProfileError(
+            "every message there is at least as long as the feature itself, which hides nothing; choose a deeper cut"
+        )
+    cheap = _within(fitting, "edge_macs", max_edge_macs, _too_dear)
+    wished = _within(cheap, "bytes_most", max_bytes, _too_long)
+    if max_drop is None:
+        row, level = _deepest_first(wished)[0][0], 1 - confidence
+        return _choice(profile, row, _points(_upper_limit(row, level)), confidence, level, 1)
+    cuts = _deepest_first(every)
+    level = (1 - confidence) / len(cuts)
     for rows in cuts:
-        if (row := _last_proven(rows, max_drop, level)) is not None:
-            points = max_drop if max_drop is not None else _points(_upper_limit(row, level))
-            return _choice(profile, row, points, confidence, level, len(cuts))
-    assert max_drop is not None  # without it, something is always found
-    nearest = min((rows[0] for rows in cuts), key=lambda row: _upper_limit(row, level))
-    limit = _points(_upper_limit(nearest, level))
+        if kept := [row for row in _proven(rows, max_drop / 100, level) if row in wished]:
+            return _choice(profile, kept[-1], max_drop, confidence, level, len(cuts))
+    limits = [_provable(rows, wished, level) for rows in cuts if any(row in wished for row in rows)]
+    limit, nearest = min(limits, key=lambda found: found[0])
     raise NoChoiceError(
-        f"no m' at {_affordable(cuts, max_edge_macs, max_bytes)} is proven to drop at most {max_drop:g} points at "
-        f"{100 * confidence:g} % confidence; nearest: {_named(nearest)}, at most {limit:g} points",
-        _choice(profile, nearest, limit, confidence, level, len(cuts)).as_row(),
+        f"no m' at {_affordable(wished, max_edge_macs, max_bytes)} is proven to drop at most {max_drop:g} points at "
+        f"{100 * confidence:g} % confidence; nearest: {_named(nearest)}, at most {_points(limit):g} points",
+        _choice(profile, nearest, _points(limit), confidence, level, len(cuts)).as_row(),
     )
 
 
@@ -111,16 +119,15 @@ def _choice(profile: Profile, row: Row, points: float, confidence: float, level:
     return Choice(row, points, confidence, level, cuts, by, reference)
 
 
-def _last_proven(rows: Sequence[Row], max_drop: float | None, level: float) -> Row | None:
-    """The smallest m' up to which every larger one passes; the largest of all where no drop is to be proven."""
-    if max_drop is None:
-        return rows[0]
-    proven = None
-    for row in rows:
-        if _p_value(row, max_drop / 100) > level:
-            break
-        proven = row
-    return proven
+def _proven(rows: Sequence[Row], limit: float, level: float) -> list[Row]:
+    """The rows, from the largest m' down, before the first that is not proven."""
+    return list(itertools.takewhile(lambda row: _p_value(row, limit) <= level, rows))
+
+
+def _provable(rows: Sequence[Row], wished: Sequence[Row], level: float) -> tuple[float, Row]:
+    """The smallest drop at which a wished row would pass, with all larger m' before it; and that row."""
+    first = next(index for index, row in enumerate(rows) if row in wished)
+    return max(_upper_limit(row, level) for row in rows[: first + 1]), rows[first]
 
 
 def _p_value(row: Row, limit: float) -> float:
@@ -182,8 +189,8 @@ def _too_long(nearest: Row, most: float, rows: list[Row]) -> str:
     )
 
 
-def _affordable(cuts: list[list[Row]], max_edge_macs: float | None, max_bytes: float | None) -> str:
-    places = _places([row for rows in cuts for row in rows])
+def _affordable(rows: Sequence[Row], max_edge_macs: float | None, max_bytes: float | None) -> str:
+    places = _places(rows)
     if max_edge_macs is None and max_bytes is None:
         return places
     return f"the affordable {places}" if places.startswith("cut") else f"the affordable places {places}"
@@ -207,12 +214,16 @@ def _check_wishes(
     max_edge_macs: float | None, max_drop: float | None, max_bytes: float | None, confidence: float
 ) -> None:
     for name, wish in (("max_edge_macs", max_edge_macs), ("max_bytes", max_bytes)):
-        if wish is not None and not (math.isfinite(wish) and wish > 0):
-            raise ProfileError(f"{name} must be a number above 0, not {wish}")
-    if max_drop is not None and not 0 <= max_drop <= 100:  # NaN is not, either
-        raise ProfileError(f"max_drop must be a number of points from 0 to 100, not {max_drop}")
-    if not CONFIDENCE[0] <= confidence <= CONFIDENCE[1]:
+        if wish is not None and not (_is_number(wish) and math.isfinite(wish) and wish > 0):
+            raise ProfileError(f"{name} must be a number above 0, not {wish!r}")
+    if max_drop is not None and not (_is_number(max_drop) and 0 <= max_drop <= 100):  # NaN is not, either
+        raise ProfileError(f"max_drop must be a number of points from 0 to 100, not {max_drop!r}")
+    if not (_is_number(confidence) and CONFIDENCE[0] <= confidence <= CONFIDENCE[1]):
         raise ProfileError(f"confidence must be from {CONFIDENCE[0]} to {CONFIDENCE[1]}, not {confidence}")
+
+
+def _is_number(wish: object) -> bool:
+    return isinstance(wish, int | float) and not isinstance(wish, bool)
 
 
 def _plain(row: Row) -> dict[str, Any]:

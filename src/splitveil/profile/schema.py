@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -134,6 +135,8 @@ class Row(_Strict):
             raise ValueError(f"the method {self.method!r} does not go with m, epsilon or fixed_length as given")
         if self.m is not None and self.mean_components != self.m:
             raise ValueError(f"every message has m={self.m} components, so their mean is not {self.mean_components}")
+        if self.m is not None and self.message_shape[0] != self.m:
+            raise ValueError(f"a message of m={self.m} components has not the shape {self.message_shape}")
         if self.mean_components > self.message_shape[0] + _ROUNDING or self.bytes_mean > self.bytes_most + _ROUNDING:
             raise ValueError("a mean lies above the most that there can be")
         _check_share("agreement", self.agreement, self.agreeing, self.samples)
@@ -184,6 +187,7 @@ class Profile(_Strict):
             seen.add((row.layer, row.operator, row.method, row.m, row.epsilon))
         if len(seen) < len(self.rows):
             raise ValueError("two rows are of the same cut, operator, method and components")
+        _check_cuts(self.rows)
         return self
 
 
@@ -224,6 +228,17 @@ def write_profile(path: str | Path, profile: Profile) -> None:
 def _check_share(name: str, found: Interval, count: int, samples: int) -> None:
     if count > samples or not math.isclose(found.value, count / samples, abs_tol=_ROUNDING):
         raise ValueError(f"the {name} of {found.value} is not {count} of {samples} samples")
+
+
+def _check_cuts(rows: Sequence[Row]) -> None:
+    """One layer and one cost per cut, and a deeper cut costs no less: `choose` goes by this order."""
+    places = {(row.cut or 0, row.client_macs, row.layer) for row in rows}
+    numbered = sorted(place for place in places if place[0])
+    if len({cut for cut, _, _ in numbered}) < len(numbered) or len({layer for _, _, layer in places}) < len(places):
+        raise ValueError("a cut has one layer and one cost of the client's half, but its rows differ in them")
+    costs = [macs for _, macs, _ in numbered]
+    if costs != sorted(costs):
+        raise ValueError("a deeper cut cannot cost the client less")
 
 
 def _check_row(profile: Profile, row: Row) -> None:

@@ -16,7 +16,7 @@ from splitveil.data import Dataset
 from splitveil.errors import ModelError, ProfileError
 from splitveil.linear import Operator
 from splitveil.measure import leakage, reference_lines
-from splitveil.obfuscate import DistortionBounded, TopComponents, kept_components
+from splitveil.obfuscate import DistortionBounded, kept_components
 from splitveil.profile import DataFacts, Interval, ModelFacts, Profile, Reference, Row, weights_digest
 from splitveil.profiling.grid import EPSILONS, KEPT, Veil, check_grid, factors_at, obfuscators
 from splitveil.runs import versions
@@ -95,7 +95,8 @@ def measure_profile(
         kept: m' to measure, each at least 1.
         epsilons: distortions to measure, as shares of each query's ‖Wz‖; may be empty.
         operator: of convolutions; fully connected layers have one operator, "dense".
-        hidden: attributes whose leakage is measured at the "top" rows, as `measure.leakage` does, on the test part.
+        hidden: attributes whose leakage is measured at the "top" and "free" rows, on the test part, as
+            `measure.leakage` does.
         reference: the model that drops are measured against, trained plainly on the same data; the uncut model
             itself where not given.
         attacks: the suite for ``hidden``.
@@ -155,6 +156,10 @@ def _samples(data: Dataset | Tensor) -> _Samples:
     if isinstance(data, Dataset):
         facts = DataFacts(name=data.name, digest=data.digest, part="val", samples=len(data.val), labelled=True)
         return _Samples(facts, data.val.images, data.val.y)
+    if not isinstance(data, Tensor):
+        raise ProfileError(
+            f"a profile is measured on a Dataset or on images (N, C, H, W), not on a {type(data).__name__}"
+        )
     if data.dim() != 4 or not data.is_floating_point() or not len(data):
         raise ProfileError(
             f"images to profile on are floats of shape (N, C, H, W), not {data.dtype} of {tuple(data.shape)}"
@@ -201,14 +206,14 @@ def _leakage(
     split: SplitModel, data: Dataset | Tensor, hidden: Sequence[str], attacks: Sequence[Attack], seed: int,
     progress: Progress | None,
 ) -> Callable[[Veil], dict[str, dict[str, Any]]]:  # fmt: skip
-    """A function that attacks a "top" obfuscator; the reference lines of the cut are made once, here."""
+    """A function that attacks an obfuscator of fixed length; the reference lines of the cut are made once, here."""
     if not isinstance(data, Dataset):
         return lambda _: {}
     same: dict[str, Any] = {"attacks": attacks, "seed": seed, "progress": progress}
     lines = {name: reference_lines(split, data, hidden=name, **same) for name in hidden}
 
     def leak(veil: Veil) -> dict[str, dict[str, Any]]:
-        if not isinstance(veil, TopComponents):
+        if isinstance(veil, DistortionBounded):
             return {}
         return {
             name: leakage(split, veil, data, hidden=name, references=line, **same).as_row()

@@ -153,8 +153,8 @@ def _seed(recipe: Recipe, epoch: int) -> int:
 def _check_finite(what: str, tensors: Iterable[Tensor], place: str) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise TrainingError(
-            f"the {what} became infinite or NaN in {place}; a checkpoint of the epoch before is kept, "
-            "but start again with a lower learning rate"
+            f"the {what} became infinite or NaN in {place}; start again with a lower learning rate "
+            "(checkpoints of earlier epochs are kept)"
         )
 
 
