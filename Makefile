@@ -28,10 +28,11 @@ pytest: setup
 
 benchmarks: setup
 	$(BIN)/python benchmarks/factorise.py --out benchmarks/results/factorise.json
+	$(BIN)/python benchmarks/training.py --out benchmarks/results/training.json
 
 measurements: setup
-	$(BIN)/python benchmarks/leakage.py utkface --hidden race --out benchmarks/results/leakage-utkface.json
-	$(BIN)/python benchmarks/leakage.py qmnist --hidden writer --out benchmarks/results/leakage-qmnist.json
+	$(BIN)/splitveil reproduce weights
+	$(BIN)/splitveil reproduce ablation
 	$(BIN)/python benchmarks/tables.py
 
 clean:

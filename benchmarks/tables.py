@@ -1,19 +1,25 @@
-"""The README's tables, made from the rows in benchmarks/results.
+"""The README's tables, made from the rows of `splitveil reproduce ablation` in results/ablation.
 
 python benchmarks/tables.py            # writes them into the README
 python benchmarks/tables.py --check    # says whether the README holds them
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+from typing import Any
+
+from splitveil.experiments.ablation import DATA, variants_of
+from splitveil.experiments.cells import Row, read_rows
+from splitveil.experiments.tables import Estimate, at_cut, attack_at, markdown, percent, summary
+from splitveil.experiments.training import KEPT
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- results: made by benchmarks/tables.py from benchmarks/results -->", "<!-- end of results -->"
+START, END = "<!-- results: made by benchmarks/tables.py from results/ablation -->", "<!-- end of results -->"
 TITLES = {
-    "leakage-utkface.json": "**UTKFace**: target gender, hidden race (5 values)",
-    "leakage-qmnist.json": "**QMNIST**: target digit, hidden writer (100 values)",
+    "utkface": "**UTKFace**: target gender, hidden race (5 values)",
+    "celeba": "**CelebA**: target smiling, hidden gender",
+    "qmnist": "**QMNIST**: target digit, hidden writer (100 values)",
 }
 
 
@@ -24,31 +30,55 @@ def main() -> None:
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(START)
     _, after = rest.split(END)
-    tables = "\n\n".join(table(name, title) for name, title in TITLES.items())
+    found, complaints = read_rows(ROOT / "results/ablation/rows", "ablation")
+    if complaints:
+        sys.exit("\n".join(complaints))
+    tables = "\n\n".join(table(list(found.values()), name) for name in DATA)
     made = f"{before}{START}\n{tables}\n{END}{after}"
     if not parser.parse_args().check:
         readme.write_text(made, encoding="utf-8")
     elif made != text:
-        sys.exit("README.md does not hold the tables of benchmarks/results: run python benchmarks/tables.py")
+        sys.exit("README.md does not hold the tables of results/ablation: run python benchmarks/tables.py")
 
 
-def table(name: str, title: str) -> str:
-    rows = json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))["rows"]
-    rows = dict(sorted(rows.items(), key=lambda item: -item[1]["message_bytes"]))
-    first = rows["raw"]
-    lines = ", ".join(f"{key} {percent(first[key])}" for key in ("prior", "label", "logits"))
-    head = ["| sent | bytes | target | attack | over logits |", "| --- | ---: | ---: | ---: | ---: |"]
-    body = [
-        f"| {label} | {row['message_bytes']:.0f} | "
-        + " | ".join(percent(row[key]) for key in ("target", "attack", "excess"))
-        + " |"
-        for label, row in rows.items()
-    ]
-    return "\n".join([f"{title}. Attack on the reference lines: {lines}.", "", *head, *body])
+def table(rows: list[Row], data: str) -> str:
+    by_variant = variants_of(rows, data)
+    plain, paper = by_variant["plain"], by_variant["all"]
+    lines = ", ".join(
+        f"{name} {shown([one(row.numbers['attack'], name) for row in plain])}" for name in ("prior", "label", "logits")
+    )
+    heads = ["sent", "bytes", "plain: target", "plain: attack", "paper: target", "paper: attack"]
+    body = [["the feature", "", *(cell for its in (plain, paper) for cell in (undefended(its), raw(its)))]]
+    for m in KEPT:
+        sizes = {kept["message_bytes"] for row in plain for kept in row.numbers["attack"]["kept"] if kept["m"] == m}
+        cells = [shown([of(row, m) for row in its]) for its in (plain, paper) for of in (target, attack_at)]
+        body.append([f"m'={m}", ", ".join(f"{size:.0f}" for size in sizes), *cells])
+    seeds = f"{len(plain)} seeds" if len(plain) == len(paper) else f"{len(plain)} and {len(paper)} seeds"
+    return f"{TITLES[data]}; {seeds}. Attack on the reference lines (plain): {lines}.\n\n{markdown(heads, body)}"
 
 
-def percent(estimate: dict[str, float]) -> str:
-    return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+def undefended(rows: list[Row]) -> str:
+    return shown([row.numbers["undefended"]["test"] for row in rows])
+
+
+def raw(rows: list[Row]) -> str:
+    return shown([one(row.numbers["attack"], "raw") for row in rows])
+
+
+def target(row: Row, m: int) -> Estimate | None:
+    return at_cut(row, m, "test")
+
+
+def one(attack: dict[str, Any], line: str) -> Estimate:
+    return attack[line] if line == "prior" else attack[line]["accuracy"]
+
+
+def shown(estimates: list[Estimate | None]) -> str:
+    """One seed: the estimate and its interval over the test part. Several: their mean, the smallest and the largest."""
+    found = summary([estimate for estimate in estimates if estimate])
+    if found["low"] == found["high"]:
+        return percent(found["value"])
+    return f"{percent(found['value'])} [{percent(found['low'])}, {percent(found['high'])}]"
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def test_no_command_shows_the_help(splitveil: Splitveil) -> None:
 
 
 def test_training_reports_on_stderr_and_gives_one_json_object(splitveil: Splitveil, run: Path, tmp_path: Path) -> None:
-    train = ("train", "--data", "digit-pairs", "--out", tmp_path, "--epochs", 1, "--precision", "float32", "--json")
+    options = ("--epochs", 1, "--recipe", "plain", "--precision", "float32", "--json")
+    train = ("train", "--data", "digit-pairs", "--out", tmp_path, *options)
     code, out, err = splitveil(*train)
     found = json.loads(out)
     assert code == 0
@@ -109,7 +110,7 @@ def test_the_recipe_is_what_the_options_say(
 
     monkeypatch.setattr("splitveil.runs.train_run", no_training)
     train = ("train", "--data", "digit-pairs", "--out", tmp_path, "--epochs", 3)
-    for options in ((), ("--recipe", "paper"), ("--recipe", "paper", "--set", "removal=0.3", "--seed", 4)):
+    for options in (("--recipe", "plain"), (), ("--recipe", "paper", "--set", "removal=0.3", "--seed", 4)):
         assert splitveil(*train, *options).code == 2
     precision = fastest_precision("cpu")
     assert asked == [

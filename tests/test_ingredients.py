@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import exp
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 
 import splitveil as sv
 from splitveil.errors import ModelError
-from splitveil.train.ingredients import GaussianHead, Ingredients, decov, gaussian_divergence, remove
+from splitveil.linear import left_vectors
+from splitveil.train.ingredients import GaussianHead, Ingredients, _prefixes, decov, gaussian_divergence, remove
 
 SHAPE = (3, 16, 24)
 LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
@@ -68,6 +71,22 @@ def test_removal_passes_the_gradient_through_a_constant_projection() -> None:
     torch.testing.assert_close(layer.bias.grad, upstream.sum(0), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("m", "n"), [(8, 20), (20, 8), (8, 8)])
+def test_left_vectors_are_exact_for_small_singular_values(m: int, n: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    U, _, Vh = torch.linalg.svd(torch.randn(m, n, generator=generator, dtype=torch.float64), full_matrices=False)
+    s = torch.logspace(0, -4, 8, dtype=torch.float64)
+    ours = left_vectors((U * s @ Vh).float())
+    assert ours.dtype == torch.float32
+    # Rounding the weights to float32 alone turns the last vector by 1e-3.
+    torch.testing.assert_close((U.mT @ ours.double()).abs(), torch.eye(8, dtype=torch.float64), atol=1e-2, rtol=0)
+    if m > n:
+        s[6:] = 0
+        ours = left_vectors((U * s @ Vh).double())
+        assert (ours[:, 6:] == 0).all()
+        torch.testing.assert_close(ours.mT @ ours, torch.diag((s > 0).double()), atol=1e-5, rtol=0)
+
+
 @given(st.integers(2, 12), st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_decov_is_half_the_squared_covariances_off_the_diagonal_per_element(samples: int, n: int, seed: int) -> None:
     z = torch.randn(samples, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 3 + 1
@@ -98,6 +117,15 @@ def test_content_is_removed_at_every_cut_in_turn_from_a_share_of_the_batch(weigh
     added = ingredients(model, **weights)
     turns = [_first_difference(model, added, step, x, hit) for step in range(12)]
     assert turns == [f"layer{1 + step % 6}" for step in range(12)]
+
+
+def test_few_components_are_kept_as_often_as_many() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kept = _prefixes(30_000, nn.Linear(63, 70))
+    assert (kept.min().item(), kept.max().item()) == (1, 63)
+    octaves = kept.double().log2().floor().long().bincount() / len(kept)  # 1, 2 to 3, 4 to 7, …, 32 to 63
+    torch.testing.assert_close(octaves, torch.full((6,), 1 / 6), atol=0.01, rtol=0)
 
 
 def _first_difference(model: sv.Table1Net, added: Ingredients, step: int, x: Tensor, hit: int) -> str:
@@ -159,15 +187,68 @@ def test_the_noise_has_the_variance_that_the_head_says() -> None:
     assert abs(noise.mean().item()) < 0.05
 
 
+def test_feature_and_head_learn_from_the_answer_and_from_the_penalty() -> None:
+    model, x = network().eval(), images().requires_grad_()
+    added = ingredients(model, variational=3.0)
+    head = added.heads[3]
+    with torch.no_grad():
+        head.weight.fill_(0.5)
+        head.bias.fill_(-1.0)
+    with added.step(3) as penalties:
+        answer = model(x).square().sum()
+    z = model.layer4(model.flatten(model.layer3(model.layer2(model.layer1(x)))))
+    torch.testing.assert_close(z, sv.SplitModel(model, at=5).client(x))
+    expected = 3.0 * gaussian_divergence(z, 0.5 * z - 1.0)
+    (ours,) = torch.autograd.grad(penalties[0], x, retain_graph=True)
+    torch.testing.assert_close(ours, torch.autograd.grad(expected, x)[0])
+    assert all(gradient.abs().max() > 0 for gradient in torch.autograd.grad(answer, [x, head.weight, head.bias]))
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_little_noise_leaves_every_element_of_the_feature_in_its_place(step: int) -> None:
+    model, x = network().eval(), images()
+    added = ingredients(model, variational=1.0)
+    with torch.no_grad():
+        added.heads[step].bias.fill_(-10.0)
+        z, seen = sv.SplitModel(model, at=2 + step).client(x), list[Tensor]()
+        with added.step(step):
+            block = model.get_submodule(f"layer{2 + step}")
+            block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            model(x)
+    assert z.std() > 0.05
+    assert (seen[0] - z).std().item() == pytest.approx(exp(-5), rel=0.1)
+
+
+def test_decov_alone_leaves_the_answer_and_its_gradient_as_they_are() -> None:
+    model, x = network().eval(), images().requires_grad_()
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    with ingredients(model, decov=1.0).step(1):
+        answer = model(x)
+    torch.testing.assert_close(torch.autograd.grad(answer.square().sum(), x)[0], expected)
+
+
+def test_penalties_are_computed_in_float32() -> None:
+    model, x = network().eval(), images()
+    added = ingredients(model, decov=1.0, variational=1.0)
+    seen: list[Tensor] = []
+    model.layer5.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.autocast("cpu", torch.bfloat16), added.step(3) as penalties:
+        model(x)
+    assert seen[0].dtype == torch.bfloat16
+    z = seen[0].float()
+    expected = [decov(z), gaussian_divergence(z, torch.full_like(z, -4.0))]
+    torch.testing.assert_close(penalties, expected, atol=0, rtol=1e-5)
+
+
 def test_nothing_stays_in_the_model() -> None:
     model, x = network(), images()
-    names = list(model.state_dict())
-    before = model.eval()(x)
+    state = {name: tensor.clone() for name, tensor in model.train().state_dict().items()}
     added = ingredients(model, removal=1.0, decov=1.0, variational=1.0)
+    before = model.eval()(x)
     with pytest.raises(KeyboardInterrupt), added.step(0):
         raise KeyboardInterrupt
     assert torch.equal(model(x), before)
-    assert list(model.state_dict()) == names
+    torch.testing.assert_close(dict(model.state_dict()), state, atol=0, rtol=0)
     assert [head.weight.numel() for head in added.heads] == [16 * 8 * 12, 32 * 4 * 6, 64 * 2 * 3, 128, 64]
 
 
@@ -179,14 +260,19 @@ def test_a_plain_recipe_adds_nothing() -> None:
 
 
 @pytest.mark.parametrize("weights", [{"removal": 0.5}, {"decov": 1.0}, {"variational": 1.0}])
-def test_a_model_without_numbered_cuts_is_refused(weights: dict[str, float]) -> None:
+def test_a_model_without_numbered_cuts_is_refused(weights: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match=r"Sequential has no numbered cuts .*set them to 0"):
         ingredients(nn.Sequential(nn.Linear(4, 2)), **weights)
-
-
-def test_a_cut_that_does_not_begin_with_a_plain_layer_is_refused() -> None:
     model = network()
-    model.layer2[0] = nn.Conv2d(16, 32, 3, padding=1, padding_mode="reflect")
+    monkeypatch.setattr(sv.Table1Net, "cut_points", ("layer1",))  # it takes two to take turns
+    with pytest.raises(ModelError, match="Table1Net has no numbered cuts"):
+        ingredients(model, **weights)
+
+
+@pytest.mark.parametrize("option", [{"padding_mode": "reflect"}, {"groups": 2}])
+def test_a_cut_that_does_not_begin_with_a_plain_layer_is_refused(option: dict[str, Any]) -> None:
+    model = network()
+    model.layer2[0] = nn.Conv2d(16, 32, 3, padding=1, **option)
     with pytest.raises(ModelError, match="the cut 'layer2' does not begin with"):
         ingredients(model, removal=0.5)
 
@@ -217,4 +303,5 @@ def test_weights_that_have_exploded_are_left_to_the_loss() -> None:
 def test_weights_are_not_shared_with_the_callers_recipe() -> None:
     recipe = sv.Recipe.paper(epochs=3)
     assert replace(recipe, removal=0.0, decov=0.0, variational=0.0) == sv.Recipe(epochs=3)
-    assert recipe.removal > 0
+    assert sv.Recipe.paper() == sv.Recipe(removal=0.5, decov=0.001, variational=0.1)
+    assert sv.Recipe.paper(removal=0.25).removal == 0.25

@@ -2,7 +2,8 @@
 
 import errno
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import splitveil as sv
 from splitveil import tensors as tensor_files
 from splitveil.data import Part
 from splitveil.errors import DataError, ModelError, RecipeError, RunError, TrainingError
-from splitveil.train import CHECKPOINT, Epoch, accuracy, loop, predict
+from splitveil.train import CHECKPOINT, Epoch, accuracy, fastest_precision, loop, predict
 from splitveil.train.checkpoint import State
+from splitveil.train.ingredients import decov
 
 SHORT = sv.Recipe(epochs=4, batch_size=32)
 PAPER = sv.Recipe(epochs=4, batch_size=32, removal=0.5, decov=0.1, variational=0.1)
@@ -63,13 +65,70 @@ def stop_after(epochs: int) -> Callable[[int, int, str], None]:
 def test_training_learns(data: sv.Dataset, settings: dict[str, Any]) -> None:
     model = network()
     before = accuracy(model, data.val)
-    history = sv.fit(model, data, sv.Recipe(epochs=8, batch_size=32, **settings))
+    # The test part has no say: here it is all wrong.
+    wrong = replace(data, test=replace(data.test, y=1 - data.test.y))
+    history = sv.fit(model, wrong, sv.Recipe(epochs=8, batch_size=32, **settings))
     assert before < 0.8
     assert history[-1].val_accuracy > 0.95
     assert history[-1].loss < history[0].loss / 2
     assert accuracy(model, data.test) > 0.95
     assert history[-1].val_accuracy == (predict(model, data.val).argmax(1) == data.val.y).double().mean().item()
     assert not model.training
+
+
+def test_the_loss_is_the_mean_over_images_of_answers_and_penalties(data: sv.Dataset) -> None:
+    x, y = data.train.x, data.train.y
+    # One step, at which the feature at cut 2 is shaped.
+    model, untouched = network(), network()
+    (epoch,) = sv.fit(model, data, sv.Recipe(epochs=1, batch_size=len(x), decov=50.0))
+    shaped = 50 * decov(untouched.layer1(x).flatten(1)).item()
+    plain = nn.functional.cross_entropy(untouched(x), y).item()
+    assert epoch.loss == pytest.approx(plain + shaped, rel=1e-4)
+    assert shaped > plain / 10
+    # Two batches of unequal size, and no learning to speak of.
+    watcher = Watcher()
+    plain = nn.functional.cross_entropy(watcher(x), y).item()
+    (epoch,) = sv.fit(watcher, data, sv.Recipe(epochs=1, batch_size=len(x) - 40, learning_rate=1e-12))
+    assert epoch.loss == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_ingredients_take_turns_over_all_steps_and_their_heads_learn(
+    data: sv.Dataset, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    model, step = network(), loop.Ingredients.step
+    numbers, dtypes, added = list[int](), set[tuple[bool, torch.dtype]](), list[loop.Ingredients]()
+
+    @contextmanager
+    def logged(self: loop.Ingredients, number: int) -> Iterator[list[Tensor]]:
+        with step(self, number) as penalties:
+            yield penalties
+        numbers.append(number)
+        added.append(self)
+        assert len(penalties) == 1  # the forward pass has been within
+
+    monkeypatch.setattr(loop.Ingredients, "step", logged)
+    model.layer6.register_forward_hook(lambda layer, _, y: dtypes.add((layer.training, y.dtype)))
+    sv.fit(model, data, sv.Recipe(epochs=2, batch_size=32, precision=precision, variational=1.0))
+    assert numbers == list(range(18))
+    assert dtypes == {(True, getattr(torch, precision)), (False, torch.float32)}
+    for head in added[0].heads:
+        assert head.weight.abs().max() > 0
+        assert (head.bias + 4).abs().max() > 0
+
+
+def test_every_step_of_every_seed_has_randomness_of_its_own(data: sv.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor, recipe: sv.Recipe) -> Tensor:
+        drawn.append(torch.rand(()).item())
+        return original(model, x, y, recipe)
+
+    original = loop._loss
+    monkeypatch.setattr(loop, "_loss", loss)
+    for seed in (0, 1):
+        sv.fit(network(), data, replace(SHORT, epochs=2, seed=seed))
+    assert len(set(drawn)) == len(drawn) == 36
 
 
 def test_hidden_attributes_change_nothing(data: sv.Dataset) -> None:
@@ -416,6 +475,12 @@ def test_one_image_is_too_few_to_train_on() -> None:
 def test_a_device_that_is_not_there_is_named(data: sv.Dataset, device: str) -> None:
     with pytest.raises(TrainingError, match=f"the device '{device}' cannot be used here"):
         sv.fit(network(), data, SHORT, device=device)
+
+
+@pytest.mark.parametrize("facts", [{}, {"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_f": True}])
+def test_bfloat16_is_for_processors_made_for_it(monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool]) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts, raising=False)
+    assert fastest_precision("cpu") == ("bfloat16" if any("bf16" in name for name in facts) else "float32")
 
 
 def test_predictions_do_not_depend_on_the_batch(data: sv.Dataset) -> None:

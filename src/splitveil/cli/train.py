@@ -15,7 +15,10 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="The run's folder; an interrupted run goes on in it.")],
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training part.")] = 50,
     seed: Annotated[int, typer.Option("--seed", help="Of the first weights and the order of the samples.")] = 0,
-    recipe: Annotated[Literal["plain", "paper"], typer.Option("--recipe", help="How to train.")] = "plain",
+    recipe: Annotated[
+        Literal["paper", "plain"],
+        typer.Option("--recipe", help="plain: on the answer alone; paper: so that it stands the obfuscation."),
+    ] = "paper",
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the recipe, such as removal=0.3."),
