@@ -460,6 +460,7 @@ def test_the_command_passes_on_what_was_asked_and_what_failed(
 
     monkeypatch.setattr(reproduction, "sweep", fake)
     monkeypatch.setattr("splitveil.train.fastest_precision", {"cpu": "float32"}.__getitem__)
+    monkeypatch.delenv("SPLITVEIL_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     code, shown, complaints = splitveil(
         "reproduce", "weights", "--data", "celeba", "--data", "qmnist", "--epochs", "7", "--precision", "bfloat16",
@@ -571,7 +572,8 @@ def test_accuracies_are_those_of_each_part_cut_operator_and_number_of_components
     assert undefended(model, data, ("val", "test"))["test"]["value"] == pytest.approx(1 - 4 / 36)
     assert undefended(model, data, ("val", "test"))["val"]["value"] == pytest.approx(1 - 9 / 36)
     rows = from_components(model, data, (3, 4), (1, 8), ("val", "test"))
-    assert len(rows) == 6
+    places = [(3, "patch"), (3, "dense"), (4, "dense")]
+    assert [(one["cut"], one["operator"], one["m"]) for one in rows] == [(*at, m) for at in places for m in (1, 8)]
     for found in rows:
         split = sv.SplitModel(model, at=found["cut"])
         for name, part in parts.items():
