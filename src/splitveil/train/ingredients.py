@@ -151,10 +151,7 @@ def _cut_blocks(model: nn.Module) -> list[nn.Module]:
     blocks = [model.get_submodule(name) for name in points]
     for name, block in zip(points, blocks, strict=True):
         layer = _first_layer(block)
-        plain = isinstance(layer, nn.Linear) or (
-            isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
-        )
-        if not plain:
+        if not (isinstance(layer, nn.Linear) or _is_plain_convolution(layer)):
             raise ModelError(f"the cut {name!r} does not begin with a fully connected layer or a plain convolution")
     return blocks
 
