@@ -525,7 +525,7 @@ def test_the_ablation_computes_what_it_says(few: sv.Dataset, monkeypatch: pytest
     result = ablation.compute(cell, Place(tmp_path, tmp_path / "data"), lambda share, _: reports.append(share))
     assert reports == sorted(reports)
     assert 0 < reports[0] < reports[-1] <= 1
-    (folder,) = (tmp_path / "ablation").iterdir()
+    (folder,) = (tmp_path / "models").iterdir()
     trained = Run(folder)
     assert trained.manifest.data.name == "mine"
     assert trained.manifest.recipe == sv.Recipe.paper(epochs=3, seed=2).__dict__

@@ -16,8 +16,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a room imports from those before it only. The package's own face and `python -m` stand outside.
 ROOMS = (
     "version", "errors", "message", "wire", "extras", "files", "statistics", "profile", "tensors", "data", "models",
-    "split", "linear", "obfuscate", "exchange", "cost", "train", "runs", "attack", "measure", "profiling", "figures",
-    "report", "experiments", "demo", "cli",
+    "split", "linear", "obfuscate", "exchange", "cost", "train", "runs", "attack", "baselines", "measure", "profiling",
+    "figures", "report", "experiments", "demo", "cli",
 )  # fmt: skip
 FACES = ("__init__", "__main__")
 EDGE = ("version", "errors", "message", "wire", "extras", "files", "statistics", "profile", "cli")

@@ -61,6 +61,10 @@ class AttackError(SplitveilError, ValueError):
     """An attack cannot be mounted on what it was given."""
 
 
+class BaselineError(SplitveilError, ValueError):
+    """A baseline cannot be fitted as asked."""
+
+
 class ProfileError(SplitveilError, ValueError):
     """A profile is missing, damaged, of another model, or cannot be measured as asked."""
 

@@ -19,6 +19,7 @@ class Message:
         fixed_length: whether every message has all components; otherwise its length tells something too.
         dtype: type of one coefficient.
         distinct: how many different messages there are, where that is finite.
+        random: whether the same feature may give different messages; an adversary then trains on several of each.
     """
 
     shape: tuple[int, ...]
@@ -26,6 +27,7 @@ class Message:
     fixed_length: bool = True
     dtype: str = "float32"
     distinct: int | None = None
+    random: bool = False
 
 
 class Obfuscator(Protocol):

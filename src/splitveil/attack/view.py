@@ -32,11 +32,14 @@ class View:
         sent: messages as decoded from the wire, (N, *message).
         kept: components that each frame held, (N,): a message's length is part of it.
         public: what everyone knows.
+        features: raw features (N, *feature) of the adversary's own samples, whose images it has; None on the messages
+            of others, which is what it is scored on.
     """
 
     sent: Tensor
     kept: Tensor
     public: Public
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sent)

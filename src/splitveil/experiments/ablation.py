@@ -24,6 +24,7 @@ SEVERAL_SEEDS = ("plain", "all")
 SEEDS = (0, 1, 2)
 EPOCHS = 20
 ATTACKED = 4
+ATTACKED_BY = ("server-architecture", "perceptron", "linear")  # the suite of that time; a longer one is another cell
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _cell(name: str, variant: str, seed: int, settings: Settings) -> AblationCel
         data=name, variant=variant, seed=seed, epochs=settings.epochs or (2 if quick else EPOCHS), **weights,
         precision=settings.precision, cuts=(3, 4) if quick else CUTS, kept=(8, 2) if quick else KEPT,
         attacked=ATTACKED, hidden=HIDDEN[name],
-        attacks=("linear",) if quick else tuple(attack.name for attack in ATTACKS),
+        attacks=("linear",) if quick else ATTACKED_BY,
     )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def compute(cell: AblationCell, place: Place, report: Report) -> Result:
     """Train, answer from components at every cut, attack at one; hidden labels are read by the attack alone."""
     data = load_data(cell.data, root=place.data_root)
     start = time.perf_counter()
-    model, history, per_epoch = trained("ablation", cell, data, place, within(report, 0.0, 0.6))
+    model, history, per_epoch = trained("models", cell, data, place, within(report, 0.0, 0.6))
     trained_at = time.perf_counter()
     parts = ("val", "test")
     report(0.6, "accuracy at every cut")
