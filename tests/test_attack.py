@@ -5,8 +5,19 @@ import torch
 from torch import Tensor, nn
 
 import splitveil as sv
-from splitveil.attack import ATTACKS, Attack, Public, ServerArchitecture, Training, View, networks, reconstruct
-from splitveil.attack.networks import fit_network, standardised
+from splitveil.attack import (
+    ATTACKS,
+    Attack,
+    Job,
+    NearestNeighbours,
+    Public,
+    ServerArchitecture,
+    Training,
+    View,
+    fitting,
+    networks,
+)
+from splitveil.attack.fitting import Candidate, fit_network, standardised
 from splitveil.message import Message, Obfuscator
 
 VALUES = 4
@@ -122,18 +133,19 @@ def test_seeds_make_attacks_repeatable_and_leave_the_global_generator_alone(atta
         found.append(attack.fit(train, parts[0], val, parts[1], n_values=VALUES, seed=seed)(test))
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+    # The nearest messages are the same for every seed: nothing is drawn where no components are taken.
+    assert torch.equal(found[0], found[2]) == isinstance(attack, NearestNeighbours)
 
 
 def test_the_papers_adversary_has_the_servers_architecture(monkeypatch):
     """Layer for layer; only the first input, the last output and the weights differ."""
     built = []
 
-    def spy(build, *_):
-        built.append(build())
+    def spy(candidates):
+        built.extend(candidate.fresh() for candidate in candidates)
         raise InterruptedError
 
-    monkeypatch.setattr(networks, "fit_network", spy)
+    monkeypatch.setattr(networks, "fit_networks", spy)
     for at, veil, sent in (
         (4, Sent(Message((7,))), torch.randn(6, 7)),
         (2, Sent(Message((16, 8, 8))), torch.randn(6, 16, 8, 8)),
@@ -187,28 +199,11 @@ def test_the_best_epoch_on_validation_is_kept(monkeypatch):
                 epoch(net, optimizer, x, labels, batch_size)
         passes.append(1)
 
-    epoch = networks._epoch
-    monkeypatch.setattr(networks, "_epoch", spoil)
+    epoch = fitting._epoch
+    monkeypatch.setattr(fitting, "_epoch", spoil)
     training = Training(epochs=5, least_steps=1, weight_decays=(0.0,), learning_rate=1e-2)
     inputs = standardised(View.vectors, train)
-    guess = fit_network(lambda: nn.Linear(9, VALUES), inputs, train, parts[0], val, parts[1], 0, training)
+    job = Job(train, parts[0], val, parts[1], VALUES, 0)
+    guess = fit_network(Candidate(lambda: nn.Linear(9, VALUES), inputs, job, training))
     assert len(passes) > 1
     assert float((guess(val).argmax(1) == parts[1]).float().mean()) > 0.9
-
-
-def test_reconstruction_recovers_what_is_sent_and_only_the_mean_of_what_is_not():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(1500, 1, 4, 4, generator=generator)
-    images[:, :, 2:] = (images[:, :, 2:] > 0.5).float()  # the lower half: unpredictable from the upper one
-    public = Public(split_at(4), None)
-
-    def view(rows: slice) -> View:
-        sent = images[rows, 0, :2].flatten(1)
-        return View(sent, torch.full((len(sent),), 8), public)
-
-    found = reconstruct(view(slice(0, 1200)), images[:1200], view(slice(1200, None)), epochs=30)
-    error = (found - images[1200:]).square().mean((0, 1, 3))
-    assert found.shape == (300, 1, 4, 4)
-    assert error[:2].max() < 0.01  # sent
-    assert error[2:].min() > 0.2  # not sent: the variance of a fair coin is 0.25
-    assert error[2:].max() < 0.35

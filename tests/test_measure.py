@@ -11,7 +11,9 @@ import splitveil as sv
 from splitveil.attack import ATTACKS, Perceptron, Training
 from splitveil.data import Dataset, Part
 from splitveil.errors import AttackError, ShapeError
-from splitveil.measure import best_attack, reference_lines, view
+from splitveil.measure import AttackScore, best_attack, leakages, reference_lines, view
+from splitveil.measure.scores import from_several
+from splitveil.message import Message
 
 QUICK = (Perceptron("linear", hidden=(), dropout=(0.0, 0.0), training=Training(epochs=8, weight_decays=(0.1,))),)
 
@@ -243,3 +245,118 @@ def test_real_raw_features_are_attacked_far_above_the_prior(data_root, name, hid
     found = best_attack(public_views, data, hidden=hidden, attacks=ATTACKS)
     prior = float(torch.bincount(data.test.hidden[hidden]).max()) / len(data.test)
     assert found.accuracy.interval[0] > prior + margin
+
+
+# Many obfuscators, noise, several messages.
+
+
+class Noisy:
+    """Sends the feature with noise of its own scale on it."""
+
+    name = "noisy"
+
+    def __init__(self, n: int) -> None:
+        self.message = Message((n,), random=True)
+
+    def encode(self, z):
+        return z.flatten(1) + torch.randn_like(z.flatten(1))
+
+    def decode(self, message):
+        return message
+
+
+class Spy:
+    """Remembers what it was given, and knows nothing."""
+
+    name = "spy"
+
+    def __init__(self) -> None:
+        self.given = []
+
+    def fit(self, train, secret, val, val_secret, *, n_values, **_):
+        self.given.append((train, secret, val, val_secret))
+
+        def guess(seen):
+            self.given.append(seen)
+            return torch.zeros(len(seen), n_values).log_softmax(1)
+
+        return guess
+
+
+def test_many_obfuscators_at_once_give_what_each_gives_alone(split, data, factors, references):
+    veils = [sv.TopComponents(factors, m=4), sv.Identity((256,)), sv.TopComponents(factors, m=1)]
+    found = leakages(
+        [(split, veil) for veil in veils], data, hidden=["secret"], references={"secret": references}, attacks=QUICK
+    )
+    for veil, leaks in zip(veils, found, strict=True):
+        alone = sv.leakage(split, veil, data, hidden="secret", attacks=QUICK, references=references)
+        assert leaks["secret"].attack == pytest.approx(float(alone.attack), abs=0.02)
+        assert leaks["secret"].target == alone.target
+        assert leaks["secret"].message_bytes == alone.message_bytes
+        assert np.mean(leaks["secret"].answered) == pytest.approx(float(alone.target))
+        assert np.mean(leaks["secret"].correct) == pytest.approx(float(leaks["secret"].attack))
+    assert found[1]["secret"].attack > 0.95
+    assert found[2]["secret"].message_bytes == 16 + 4
+
+
+def test_an_adversary_trains_on_several_draws_of_the_noise_and_has_its_own_features_alone(split, data, references):
+    spies = [Spy(), Spy()]
+    for spy in spies:
+        sv.leakage(split, Noisy(256), data, hidden="secret", attacks=[spy], references=references)
+    train, secret, val, _ = spies[0].given[0]
+    n = len(data.train)
+    assert (len(train), len(val), len(secret)) == (2 * n, len(data.val), 2 * n)
+    assert torch.equal(secret[:n], data.train.hidden["secret"])
+    assert torch.equal(secret[n:], data.train.hidden["secret"])
+    assert not torch.equal(train.sent[:n], train.sent[n:])
+    with torch.no_grad():
+        clean = split.client(data.train.x).flatten(1)
+    torch.testing.assert_close(train.features[:n].flatten(1), clean)
+    torch.testing.assert_close(train.features[n:].flatten(1), clean)
+    assert (train.sent[:n] - clean).std() == pytest.approx(1.0, abs=0.01)
+    test = spies[0].given[-1]
+    assert len(test) == len(data.test)
+    assert test.features is None
+    assert val.features is not None
+    assert torch.equal(train.sent, spies[1].given[0][0].sent)  # the same noise in every measurement
+
+
+def test_evidence_of_several_messages_is_summed():
+    generator = np.random.default_rng(0)
+    truth = np.repeat(np.arange(10), 31)
+    gains = generator.normal(size=(310, 10)) + 0.8 * np.eye(10)[truth]
+    one, five, fifteen = (from_several(gains, truth, count) for count in (1, 5, 15))
+    assert one == pytest.approx(np.mean(gains.argmax(1) == truth))
+    assert one < 0.3 < five < fifteen
+    low, high = fifteen.interval
+    assert high - low > 0.1  # of twenty groups; what is left over of each subject is not used
+    # Ten messages of which nine say nothing and one says all: the sum finds it, a vote would not.
+    told = np.zeros((310, 10))
+    told[np.arange(310) % 31 == 3] = 5 * np.eye(10)
+    assert from_several(told, truth, 31) == 1.0
+    with pytest.raises(AttackError, match="no subject has 32"):
+        from_several(gains, truth, 32)
+
+
+def test_several_messages_stand_in_the_row(split, data, factors, references):
+    rep = sv.leakage(
+        split, sv.TopComponents(factors, m=4), data, hidden="secret", attacks=QUICK, references=references,
+        several=(1, 5),
+    )  # fmt: skip
+    assert rep.several[1] == pytest.approx(float(rep.attack), abs=0.01)
+    assert rep.several[5] > rep.several[1]
+    row = json.loads(json.dumps(rep.as_row()))
+    assert row["several"]["5"]["value"] == float(rep.several[5])
+    assert "correct" not in row
+
+
+def test_a_score_comes_back_from_its_row(references):
+    line = references.logits
+    back = AttackScore.from_row(json.loads(json.dumps(line.as_row())), len(line.correct))
+    assert np.array_equal(back.correct, line.correct)
+    for name in ("accuracy", "balanced", "auc", "bits"):
+        assert (getattr(back, name), getattr(back, name).interval) == (
+            getattr(line, name),
+            getattr(line, name).interval,
+        )
+    assert (back.best, back.validation, back.several) == (line.best, line.validation, line.several)

@@ -10,7 +10,7 @@ from splitveil.attack import ATTACKS, reconstruct
 from splitveil.data import Dataset, load_data
 from splitveil.files import write_json, write_text
 from splitveil.linear import factorise
-from splitveil.measure import leakage, reference_lines, view
+from splitveil.measure import leakages, references_of, view
 from splitveil.message import Obfuscator
 from splitveil.obfuscate import DistortionFree, Identity, TopComponents
 from splitveil.report import demo_report
@@ -60,14 +60,13 @@ def run_demo(out: str | Path, *, progress: Progress | None = None) -> dict[str, 
 def _rows(
     split: SplitModel, veils: dict[str, Obfuscator], data: Dataset, progress: Progress | None
 ) -> list[dict[str, Any]]:
-    references = reference_lines(split, data, hidden="digit", attacks=ATTACKS, progress=progress)
-    rows = []
-    for index, (name, veil) in enumerate(veils.items()):
-        if progress:
-            progress(index, len(veils), f"{len(ATTACKS)} attacks on {name}")
-        found = leakage(split, veil, data, hidden="digit", attacks=ATTACKS, references=references)
-        rows.append({"name": name, "components": veil.message.shape[0], **found.as_row()})
-    return rows
+    same: dict[str, Any] = {"hidden": ["digit"], "attacks": ATTACKS, "progress": progress}
+    references = references_of(split, data, **same)
+    found = leakages([(split, veil) for veil in veils.values()], data, references=references, **same)
+    return [
+        {"name": name, "components": veil.message.shape[0], **leaks["digit"].as_row()}
+        for (name, veil), leaks in zip(veils.items(), found, strict=True)
+    ]
 
 
 def _smallest_good(split: SplitModel, veils: dict[str, Obfuscator], data: Dataset) -> str:
@@ -83,8 +82,8 @@ def _pictures(split: SplitModel, veils: dict[str, Obfuscator], data: Dataset, me
     shown = data.test.images(slice(0, PICTURES))
     strips = {"what the edge saw": shown}
     for name in ("raw feature", message):
-        train, test = view(split, veils[name], data.train)[0], view(split, veils[name], data.test)[0]
-        recovered = reconstruct(train, data.train.x, test)
+        train, val, test = (view(split, veils[name], part)[0] for part in (data.train, data.val, data.test))
+        recovered = reconstruct(train, data.train.x, val, data.val.x, test)
         strips[f"recovered from {name}"] = recovered[:PICTURES]
     with torch.no_grad():
         return {name: strip.clamp(0, 1) for name, strip in strips.items()}

@@ -3,17 +3,26 @@
 To add one: write a class with a ``name`` and the ``fit`` of `Attack`, and name it in `ATTACKS`.
 """
 
+from splitveil.attack.decensoring import Decensoring
+from splitveil.attack.neighbours import NearestNeighbours
 from splitveil.attack.networks import Perceptron, ServerArchitecture, Training
-from splitveil.attack.reconstruction import reconstruct
-from splitveil.attack.view import Attack, Guess, Public, View
+from splitveil.attack.reconstruction import Similarity, mean_image, reconstruct, similarity
+from splitveil.attack.trees import GradientBoosting
+from splitveil.attack.view import Attack, Guess, Job, Public, View, fit_all
 
 __all__ = [
-    "ATTACKS", "Attack", "Guess", "Perceptron", "Public", "ServerArchitecture", "Training", "View", "reconstruct",
+    "ATTACKS", "Attack", "Decensoring", "GradientBoosting", "Guess", "Job", "NearestNeighbours", "Perceptron",
+    "Public", "ServerArchitecture", "Similarity", "Training", "View", "fit_all", "mean_image", "reconstruct",
+    "similarity",
 ]  # fmt: skip
 
 ATTACKS: tuple[Attack, ...] = (
     ServerArchitecture(),
     Perceptron(),
+    Perceptron("deep", hidden=(512, 256, 128), dropout=(0.1, 0.3)),
     Perceptron("linear", hidden=(), dropout=(0.0, 0.0), training=Training(learning_rate=1e-2)),
+    GradientBoosting(),
+    NearestNeighbours(),
+    Decensoring(),
 )
 """What `leakage` mounts unless told otherwise; the best of them on validation counts."""

@@ -2,45 +2,21 @@
 
 import copy
 import itertools
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from splitveil.attack.view import Guess, View
+from splitveil.attack.ensemble import fit_networks
+from splitveil.attack.fitting import Candidate, Inputs, Training, standardised
+from splitveil.attack.view import Guess, Job, View
 from splitveil.errors import NoLinearLayerError
+from splitveil.message import Obfuscator
 from splitveil.split import SplitModel
 
-
-@dataclass(frozen=True)
-class Training:
-    """How an adversary's network is trained; the epoch and the weight decay are chosen on validation.
-
-    Attributes:
-        epochs: passes over the training views at most.
-        least_steps: on few views the passes become more, so that this many steps are made at least.
-        patience: share of the passes without a better validation accuracy after which it stops.
-        learning_rate: of AdamW, falling to zero along a cosine.
-        weight_decays: each is tried.
-        batch_size: views per step.
-    """
-
-    epochs: int = 20
-    least_steps: int = 400
-    patience: float = 0.3
-    learning_rate: float = 3e-3
-    weight_decays: tuple[float, ...] = (1e-2, 1.0)
-    batch_size: int = 256
-
-    def passes(self, n: int) -> int:
-        """Passes over n views."""
-        return max(self.epochs, math.ceil(self.least_steps * self.batch_size / n))
-
-
-Inputs = Callable[[View], Tensor]
+__all__ = ["Inputs", "Perceptron", "ServerArchitecture", "Training", "perceptron", "standardised"]
 
 
 @dataclass(frozen=True)
@@ -58,16 +34,28 @@ class Perceptron:
     name: str = "perceptron"
     hidden: tuple[int, ...] = (256, 128)
     dropout: tuple[float, float] = (0.2, 0.5)
-    training: Training = Training(epochs=30, weight_decays=(0.1,))
+    training: Training = field(default_factory=lambda: Training(epochs=30, weight_decays=(0.1,)))
 
     def fit(self, train: View, secret: Tensor, val: View, val_secret: Tensor, *, n_values: int, seed: int) -> Guess:
         """See `Attack.fit`."""
-        inputs = standardised(View.vectors, train)
-        width = inputs(_first(train)).shape[1]
-        return fit_network(
-            lambda: perceptron((width, *self.hidden), n_values, self.dropout),
-            inputs, train, secret, val, val_secret, seed, self.training,
-        )  # fmt: skip
+        return self.fit_many([Job(train, secret, val, val_secret, n_values, seed)])[0]
+
+    def fit_many(self, jobs: Sequence[Job]) -> list[Guess]:
+        """See `fit_all`."""
+        return fit_networks(self.candidates(jobs))
+
+    def candidates(self, jobs: Sequence[Job]) -> list[Candidate]:
+        """The networks before their training, one for each job."""
+        reading = _for_each(View.vectors, jobs)
+        return [self._candidate(job, inputs) for job, inputs in zip(jobs, reading, strict=True)]
+
+    def _candidate(self, job: Job, inputs: Inputs) -> Candidate:
+        width = inputs(_first(job.train)).shape[1]
+
+        def build() -> nn.Module:
+            return perceptron((width, *self.hidden), job.n_values, self.dropout)
+
+        return Candidate(build, inputs, job, self.training)
 
 
 @dataclass(frozen=True)
@@ -84,29 +72,41 @@ class ServerArchitecture:
     """
 
     name: str = "server-architecture"
-    training: Training = Training()
-    on_maps: Training = Training(epochs=15, least_steps=200, weight_decays=(1e-1,), batch_size=128)
+    training: Training = field(default_factory=Training)
+    on_maps: Training = field(
+        default_factory=lambda: Training(epochs=15, least_steps=200, weight_decays=(1e-1,), batch_size=128)
+    )
 
     def fit(self, train: View, secret: Tensor, val: View, val_secret: Tensor, *, n_values: int, seed: int) -> Guess:
         """See `Attack.fit`."""
-        split = train.public.split
-        convolution = _first_layer(split, nn.Conv2d)
-        on_maps = train.public.veil is not None and convolution is not None
-        inputs = standardised(_maps if on_maps else View.vectors, train)
-        example = inputs(_first(train))
+        return self.fit_many([Job(train, secret, val, val_secret, n_values, seed)])[0]
+
+    def fit_many(self, jobs: Sequence[Job]) -> list[Guess]:
+        """See `fit_all`."""
+        return fit_networks(self.candidates(jobs))
+
+    def candidates(self, jobs: Sequence[Job]) -> list[Candidate]:
+        """The networks before their training, one for each job."""
+        reading = _for_each(_maps_or_vectors, jobs)
+        return [self._candidate(job, inputs) for job, inputs in zip(jobs, reading, strict=True)]
+
+    def _candidate(self, job: Job, inputs: Inputs) -> Candidate:
+        split, veil = job.train.public.split, job.train.public.veil
+        example = inputs(_first(job.train))
         width = example.shape[1]
 
         def build() -> nn.Module:
-            if on_maps:
-                stays = train.public.veil is not None and train.public.veil.message.carries == "feature"
-                return _server_like(split, _convolution(width, cast(nn.Conv2d, convolution), stays), n_values, example)
+            if example.dim() == 4:
+                on_feature = cast(Obfuscator, veil).message.carries == "feature"
+                convolution = _convolution(width, cast(nn.Conv2d, split.server_layer), on_feature)
+                return _server_like(split, convolution, job.n_values, example)
             connected = _first_layer(split, nn.Linear)
             if connected is None:
-                return perceptron((width, 128, 64), n_values)
-            return _server_like(split, nn.Linear(width, cast(nn.Linear, connected).out_features), n_values, example)
+                return perceptron((width, 128, 64), job.n_values)
+            linear = nn.Linear(width, cast(nn.Linear, connected).out_features)
+            return _server_like(split, linear, job.n_values, example)
 
-        training = self.on_maps if on_maps else self.training
-        return fit_network(build, inputs, train, secret, val, val_secret, seed, training)
+        return Candidate(build, inputs, job, self.on_maps if example.dim() == 4 else self.training)
 
 
 def perceptron(widths: Sequence[int], n_values: int, dropout: tuple[float, float] = (0.0, 0.0)) -> nn.Module:
@@ -117,101 +117,21 @@ def perceptron(widths: Sequence[int], n_values: int, dropout: tuple[float, float
     return nn.Sequential(*layers, nn.Linear(widths[-1], n_values))
 
 
-def standardised(inputs: Inputs, train: View) -> Inputs:
-    """Inputs with mean 0, deviation 1 per element (per channel for maps): an unscaled attacker looks like privacy."""
-    x = inputs(train)
-    axes = (0, *range(2, x.dim()))
-    mean, deviation = x.mean(axes, keepdim=True), x.std(axes, keepdim=True)
-    # What never varies (up to rounding) says nothing, and must not be blown up.
-    scale = torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, torch.inf)
-    return lambda view: (inputs(view) - mean) / scale
-
-
-def fit_network(
-    build: Callable[[], nn.Module],
-    inputs: Inputs,
-    train: View,
-    secret: Tensor,
-    val: View,
-    val_secret: Tensor,
-    seed: int,
-    training: Training,
-) -> Guess:
-    """Train one network per weight decay, and keep the epoch of the one that guesses best on validation."""
-    x, val_x = inputs(train), inputs(val)
-    if x.dim() == 4:
-        x, val_x = (maps.contiguous(memory_format=torch.channels_last) for maps in (x, val_x))
-    device = train.public.split.device
-    best = (-1.0, -torch.inf)
-    best_net: nn.Module | None = None
-    for decay in training.weight_decays:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            net = build().to(device)
-            if x.dim() == 4:  # several times faster on a CPU
-                net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            score, net = _fit_one(net, x, secret, val_x, val_secret, decay, training)
-        if score > best or best_net is None:
-            best, best_net = score, net
-    temperature = _temperature(_logits(best_net, val_x), val_secret)  # type: ignore[arg-type]
-    return lambda view: (_logits(cast(nn.Module, best_net), inputs(view)) / temperature).log_softmax(1)
-
-
-Score = tuple[float, float]
-
-
-def _fit_one(
-    net: nn.Module, x: Tensor, secret: Tensor, val_x: Tensor, val_secret: Tensor, decay: float, training: Training
-) -> tuple[Score, nn.Module]:
-    optimizer = torch.optim.AdamW(net.parameters(), lr=training.learning_rate, weight_decay=decay, fused=True)
-    passes = training.passes(len(x))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, passes)
-    best: Score = (-1.0, -torch.inf)
-    weights, waited = copy.deepcopy(net.state_dict()), 0
-    for _ in range(passes):
-        _epoch(net, optimizer, x, secret, training.batch_size)
-        schedule.step()
-        logits = _logits(net, val_x)
-        accuracy = float((logits.argmax(1) == val_secret).float().mean())
-        score = (accuracy, -float(nn.functional.cross_entropy(logits, val_secret)))
-        waited = 0 if score > best else waited + 1
-        if score > best:
-            best, weights = score, copy.deepcopy(net.state_dict())
-        if waited > training.patience * passes:
-            break
-    net.load_state_dict(weights)
-    return best, net.eval()
-
-
-def _epoch(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, secret: Tensor, batch_size: int) -> None:
-    net.train()
-    device = next(net.parameters()).device
-    order = torch.randperm(len(x))
-    for rows in torch.split(order, batch_size):
-        if len(rows) == 1:  # batch normalisation needs two
-            continue
-        loss = nn.functional.cross_entropy(net(x[rows].to(device)), secret[rows].to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-
-@torch.no_grad()
-def _logits(net: nn.Module, x: Tensor) -> Tensor:
-    net.eval()
-    device = next(net.parameters()).device
-    return torch.cat([net(rows.to(device)).cpu() for rows in torch.split(x, 512)])
-
-
-def _temperature(logits: Tensor, secret: Tensor) -> float:
-    """The division of the logits that gives the best cross-entropy on validation, so that bits are not lost."""
-    grid = torch.logspace(-1, 2, 61)
-    losses = torch.stack([nn.functional.cross_entropy(logits / t, secret) for t in grid])
-    return float(grid[losses.argmin()])
+def _for_each(inputs: Inputs, jobs: Sequence[Job]) -> list[Inputs]:
+    """Standardised inputs for each job, the same object for jobs with the same views."""
+    known = {id(job.train): job.train for job in jobs}
+    scaled = {key: standardised(inputs, train) for key, train in known.items()}
+    return [scaled[id(job.train)] for job in jobs]
 
 
 def _first(view: View) -> View:
     return View(view.sent[:1], view.kept[:1], view.public)
+
+
+def _maps_or_vectors(view: View) -> Tensor:
+    """Maps where the server's half begins with a convolution and there is a message."""
+    on_maps = view.public.veil is not None and _first_layer(view.public.split, nn.Conv2d) is not None
+    return _maps(view) if on_maps else view.vectors()
 
 
 def _maps(view: View) -> Tensor:

@@ -1,6 +1,6 @@
 """What an adversary may read, and the one call that every attack answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,3 +78,24 @@ class Attack(Protocol):
             seed: of whatever is random.
         """
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What one attack is fitted to; the arguments of `Attack.fit`."""
+
+    train: View
+    secret: Tensor
+    val: View
+    val_secret: Tensor
+    n_values: int
+    seed: int
+
+
+def fit_all(attack: Attack, jobs: Sequence[Job]) -> list[Guess]:
+    """Fit an attack to every job: together where it has a ``fit_many``, else one after the other."""
+    if fit_many := getattr(attack, "fit_many", None):
+        return fit_many(jobs)  # type: ignore[no-any-return]
+    return [
+        attack.fit(job.train, job.secret, job.val, job.val_secret, n_values=job.n_values, seed=job.seed) for job in jobs
+    ]

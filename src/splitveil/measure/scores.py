@@ -1,0 +1,127 @@
+"""Scoring one attack on the test part: accuracy and its relatives, each with an interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from splitveil.attack import Guess, View
+from splitveil.errors import AttackError
+from splitveil.statistics import Bootstrap, Estimate, balanced_accuracy, entropy_bits, macro_auc, proportion
+
+Right = NDArray[np.bool_]
+_ESTIMATES = ("accuracy", "balanced", "auc", "bits")
+
+
+@dataclass(frozen=True, eq=False)
+class AttackScore:
+    """How well the best attack of a suite does on the test part; every estimate with its 95 % interval.
+
+    Attributes:
+        best: the attack that did best on validation; only this one was scored on test.
+        accuracy: share of secrets guessed.
+        balanced: mean of that share over the secret's values.
+        auc: area under the one-against-rest curve, mean over the secret's values.
+        bits: leaked bits, H(secret) − cross-entropy of the attack; in expectation a lower bound on what a perfect
+            adversary gets; negative where the attack knows less than the prior.
+        correct: which test secrets were guessed, (N,).
+        validation: accuracy of each attack on validation.
+        several: accuracy from several messages of one subject, by their number; see `from_several`.
+    """
+
+    best: str
+    accuracy: Estimate
+    balanced: Estimate
+    auc: Estimate
+    bits: Estimate
+    correct: Right
+    validation: dict[str, float]
+    several: dict[int, Estimate] = field(default_factory=dict)
+
+    def as_row(self) -> dict[str, Any]:
+        """For JSON; which secrets were guessed is packed, eight to a byte."""
+        return {
+            "best": self.best, **{name: getattr(self, name).as_row() for name in _ESTIMATES},
+            "right": pack(self.correct), "validation": self.validation,
+            "several": {str(count): found.as_row() for count, found in self.several.items()},
+        }  # fmt: skip
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any], n: int) -> "AttackScore":
+        """What `as_row` has given for n test samples."""
+        estimates = {name: Estimate(**row[name]) for name in _ESTIMATES}
+        several = {int(count): Estimate(**found) for count, found in row["several"].items()}
+        return cls(
+            best=row["best"], **estimates, correct=unpack(row["right"], n), validation=row["validation"],
+            several=several,
+        )  # fmt: skip
+
+
+def pack(right: Right) -> str:
+    """Which samples are right, eight to a byte, in hex digits."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpack(packed: str, n: int) -> Right:
+    """What `pack` has made of n samples."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(packed), np.uint8), count=n).astype(bool)
+
+
+def score(
+    name: str,
+    guess: Guess,
+    test: View,
+    secret: Tensor,
+    *,
+    validation: dict[str, float],
+    train_secret: Tensor,
+    several: Sequence[int] = (),
+) -> AttackScore:
+    """Score the chosen attack, once; raises `AttackError` where its log-probabilities are not finite."""
+    log_probabilities = guess(test).double().numpy()
+    if not np.isfinite(log_probabilities).all():
+        raise AttackError(f"the attack {name!r} gave log-probabilities that are not finite; make it give finite ones")
+    truth = secret.numpy()
+    correct = log_probabilities.argmax(1) == truth
+    boot = Bootstrap(len(truth))
+    gained = entropy_bits(truth) + log_probabilities[np.arange(len(truth)), truth] / np.log(2)
+    counts = np.bincount(train_secret.numpy(), minlength=log_probabilities.shape[1]) + 1.0
+    gains = log_probabilities - np.log(counts / counts.sum())
+    return AttackScore(
+        best=name,
+        accuracy=proportion(correct),
+        balanced=boot.score(balanced_accuracy(correct, truth)),
+        auc=boot.score(macro_auc(log_probabilities, truth)),
+        bits=boot.mean(gained),
+        correct=correct,
+        validation=validation,
+        several={count: from_several(gains, truth, count) for count in several},
+    )
+
+
+def from_several(gains: NDArray[Any], truth: NDArray[Any], count: int) -> Estimate:
+    """Accuracy where an adversary knows that ``count`` messages come from one subject, and sums their evidence.
+
+    The subject is drawn evenly, so the sum of log p(subject | message) − log p(subject) decides. Each subject's test
+    messages are dealt into groups; what is left over is not used.
+
+    Args:
+        gains: log p(subject | message) − log p(subject), (N, subjects).
+        truth: the subject of each message, (N,).
+        count: messages per group.
+
+    Raises:
+        AttackError: no subject has so many test messages.
+    """
+    generator = np.random.default_rng(0)
+    right = []
+    for subject in np.unique(truth):
+        rows = generator.permutation(np.flatnonzero(truth == subject))
+        groups = rows[: len(rows) // count * count].reshape(-1, count)
+        right += [gains[group].sum(0).argmax() == subject for group in groups]
+    if not right:
+        raise AttackError(f"no subject has {count} messages in the test part; ask for fewer at once")
+    return proportion(np.array(right))

@@ -1,0 +1,111 @@
+"""Mounting a suite of attacks: all are fitted, the best on validation counts, and that one is scored once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from splitveil.attack import Attack, Guess, Job, View, fit_all
+from splitveil.data import Dataset
+from splitveil.errors import AttackError
+from splitveil.measure.scores import AttackScore, score
+from splitveil.train import Progress
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One secret, and what was sent about it.
+
+    Attributes:
+        views: by part; train may hold several messages of each image, one pass after the other.
+        secrets: by part, (images,).
+        n_values: how many values the secret has.
+        seed: of the attacks.
+        several: numbers of messages of one subject, where the secret is the subject.
+    """
+
+    views: dict[str, View]
+    secrets: dict[str, Tensor]
+    n_values: int
+    seed: int = 0
+    several: tuple[int, ...] = ()
+
+    @classmethod
+    def about(
+        cls, hidden: str, views: dict[str, View], data: Dataset, seed: int, several: Sequence[int] = ()
+    ) -> "Question":
+        """The question for a hidden attribute of a data set; raises `AttackError` where there is no secret."""
+        if hidden not in data.hidden_classes:
+            known = ", ".join(data.hidden_classes) or "none"
+            raise AttackError(f"{data.name} has no hidden attribute {hidden!r}; it has: {known}")
+        secrets = {name: data.parts[name].hidden[hidden] for name in PARTS}
+        for name, secret in secrets.items():
+            if len(torch.unique(secret)) < 2:
+                raise AttackError(
+                    f"the hidden attribute {hidden!r} is constant in the {name} part, so there is no secret"
+                )
+        return cls(views, secrets, len(data.hidden_classes[hidden]), seed, tuple(several))
+
+    @property
+    def job(self) -> Job:
+        """What an attack is fitted to."""
+        train, secret = self.views["train"], self.secrets["train"]
+        return Job(
+            train, secret.repeat(len(train) // len(secret)), self.views["val"], self.secrets["val"],
+            self.n_values, self.seed,
+        )  # fmt: skip
+
+
+def best_attack(
+    views: dict[str, View],
+    data: Dataset,
+    *,
+    hidden: str,
+    attacks: Sequence[Attack],
+    seed: int = 0,
+    progress: Progress | None = None,
+    what: str = "messages",
+) -> AttackScore:
+    """Fit every attack on the views of train, choose on val, score the chosen one on test. See `leakage`."""
+    question = Question.about(hidden, views, data, seed)
+    return best_attacks([question], attacks=attacks, progress=progress, what=what)[0]
+
+
+def best_attacks(
+    questions: Sequence[Question],
+    *,
+    attacks: Sequence[Attack],
+    progress: Progress | None = None,
+    what: str = "messages",
+) -> list[AttackScore]:
+    """`best_attack` for many questions; attacks that can are trained on all of them together.
+
+    Raises:
+        AttackError: no attack was given, or one gave log-probabilities that are not finite.
+    """
+    if not attacks:
+        raise AttackError("no attack was given; without an adversary nothing is measured")
+    jobs = [question.job for question in questions]
+    chosen: list[tuple[str, Guess] | None] = [None] * len(jobs)
+    validation: list[dict[str, float]] = [{} for _ in jobs]
+    for index, attack in enumerate(attacks):
+        if progress:
+            progress(index, len(attacks), f"{attack.name} on the {what}")
+        for place, (job, guess) in enumerate(zip(jobs, fit_all(attack, jobs), strict=True)):
+            found, best = validation[place], chosen[place]
+            found[attack.name] = float((guess(job.val).argmax(1) == job.val_secret).float().mean())
+            if best is None or found[attack.name] > found[best[0]]:
+                chosen[place] = (attack.name, guess)
+    if progress:
+        progress(len(attacks), len(attacks), f"attacks on the {what}")
+    return [
+        score(
+            *best, question.views["test"], question.secrets["test"], validation=found,
+            train_secret=question.secrets["train"], several=question.several,
+        )
+        for question, best, found in zip(questions, chosen, validation, strict=True)
+        if best is not None
+    ]  # fmt: skip
