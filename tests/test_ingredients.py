@@ -17,6 +17,7 @@ from splitveil.linear import left_vectors
 from splitveil.train.ingredients import GaussianHead, Ingredients, _prefixes, decov, gaussian_divergence, remove
 
 SHAPE = (3, 16, 24)
+ROWS = torch.arange(8)
 LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "linear": lambda: (nn.Linear(40, 12), (40,)),
     "tall linear": lambda: (nn.Linear(5, 12), (5,)),
@@ -131,7 +132,7 @@ def test_few_components_are_kept_as_often_as_many() -> None:
 def _first_difference(model: sv.Table1Net, added: Ingredients, step: int, x: Tensor, hit: int) -> str:
     """The block whose output is the first to differ in this step, in the first ``hit`` samples alone."""
     plain = _block_outputs(model, x)
-    with added.step(step):
+    with added.step(step, ROWS):
         seen = _block_outputs(model, x)
     for name in model.cut_points:
         different = [not torch.equal(a, b) for a, b in zip(plain[name], seen[name], strict=True)]
@@ -159,7 +160,7 @@ def test_features_are_shaped_at_cuts_2_to_6_in_turn(weights: dict[str, float]) -
     for step in range(10):
         cut = 2 + step % 5
         z = sv.SplitModel(model, at=cut).client(x).flatten(1)
-        with added.step(step) as penalties, torch.no_grad():
+        with added.step(step, ROWS) as penalties, torch.no_grad():
             answered = model(x)
         expected = [0.5 * decov(z)] if "decov" in weights else []
         if "variational" in weights:
@@ -178,7 +179,7 @@ def test_the_noise_has_the_variance_that_the_head_says() -> None:
     x = images(400)
     with torch.no_grad():
         model(x)
-        with added.step(3):
+        with added.step(3, ROWS):
             # Hooks run in the order of their registration: read after the noise.
             model.layer5.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
             model(x)
@@ -194,7 +195,7 @@ def test_feature_and_head_learn_from_the_answer_and_from_the_penalty() -> None:
     with torch.no_grad():
         head.weight.fill_(0.5)
         head.bias.fill_(-1.0)
-    with added.step(3) as penalties:
+    with added.step(3, ROWS) as penalties:
         answer = model(x).square().sum()
     z = model.layer4(model.flatten(model.layer3(model.layer2(model.layer1(x)))))
     torch.testing.assert_close(z, sv.SplitModel(model, at=5).client(x))
@@ -211,7 +212,7 @@ def test_a_little_noise_leaves_every_element_of_the_feature_in_its_place(step: i
     with torch.no_grad():
         added.heads[step].bias.fill_(-10.0)
         z, seen = sv.SplitModel(model, at=2 + step).client(x), list[Tensor]()
-        with added.step(step):
+        with added.step(step, ROWS):
             block = model.get_submodule(f"layer{2 + step}")
             block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
             model(x)
@@ -222,7 +223,7 @@ def test_a_little_noise_leaves_every_element_of_the_feature_in_its_place(step: i
 def test_decov_alone_leaves_the_answer_and_its_gradient_as_they_are() -> None:
     model, x = network().eval(), images().requires_grad_()
     (expected,) = torch.autograd.grad(model(x).square().sum(), x)
-    with ingredients(model, decov=1.0).step(1):
+    with ingredients(model, decov=1.0).step(1, ROWS):
         answer = model(x)
     torch.testing.assert_close(torch.autograd.grad(answer.square().sum(), x)[0], expected)
 
@@ -232,7 +233,7 @@ def test_penalties_are_computed_in_float32() -> None:
     added = ingredients(model, decov=1.0, variational=1.0)
     seen: list[Tensor] = []
     model.layer5.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    with torch.autocast("cpu", torch.bfloat16), added.step(3) as penalties:
+    with torch.autocast("cpu", torch.bfloat16), added.step(3, ROWS) as penalties:
         model(x)
     assert seen[0].dtype == torch.bfloat16
     z = seen[0].float()
@@ -245,7 +246,7 @@ def test_nothing_stays_in_the_model() -> None:
     state = {name: tensor.clone() for name, tensor in model.train().state_dict().items()}
     added = ingredients(model, removal=1.0, decov=1.0, variational=1.0)
     before = model.eval()(x)
-    with pytest.raises(KeyboardInterrupt), added.step(0):
+    with pytest.raises(KeyboardInterrupt), added.step(0, ROWS):
         raise KeyboardInterrupt
     assert torch.equal(model(x), before)
     torch.testing.assert_close(dict(model.state_dict()), state, atol=0, rtol=0)
@@ -255,7 +256,7 @@ def test_nothing_stays_in_the_model() -> None:
 def test_a_plain_recipe_adds_nothing() -> None:
     added = Ingredients(nn.Flatten(), sv.Recipe(), torch.zeros(1, 1))
     assert len(added.heads) == 0
-    with added.step(0) as penalties:
+    with added.step(0, ROWS) as penalties:
         assert penalties == []
 
 
@@ -296,7 +297,7 @@ def test_training_with_removal_makes_the_answer_stand_removal() -> None:
 def test_weights_that_have_exploded_are_left_to_the_loss() -> None:
     model = network().eval()
     torch.nn.init.constant_(model.layer1[0].weight, torch.nan)
-    with ingredients(model, removal=0.5).step(0):
+    with ingredients(model, removal=0.5).step(0, ROWS):
         assert model(images()).isnan().all()
 
 

@@ -100,8 +100,8 @@ def test_ingredients_take_turns_over_all_steps_and_their_heads_learn(
     numbers, dtypes, added = list[int](), set[tuple[bool, torch.dtype]](), list[loop.Ingredients]()
 
     @contextmanager
-    def logged(self: loop.Ingredients, number: int) -> Iterator[list[Tensor]]:
-        with step(self, number) as penalties:
+    def logged(self: loop.Ingredients, number: int, rows: Tensor) -> Iterator[list[Tensor]]:
+        with step(self, number, rows) as penalties:
             yield penalties
         numbers.append(number)
         added.append(self)
@@ -115,6 +115,51 @@ def test_ingredients_take_turns_over_all_steps_and_their_heads_learn(
     for head in added[0].heads:
         assert head.weight.abs().max() > 0
         assert (head.bias + 4).abs().max() > 0
+
+
+class Watched:
+    """An addition that asks one parameter to grow, and remembers which images came with which rows."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.heads = model, nn.ModuleList([nn.Linear(1, 1)])
+        self.seen: list[tuple[int, Tensor, Tensor]] = []
+
+    @contextmanager
+    def step(self, number: int, rows: Tensor) -> Iterator[list[Tensor]]:
+        penalties: list[Tensor] = []
+        with self.model.register_forward_pre_hook(lambda _, inputs: self.seen.append((number, rows, inputs[0]))):
+            yield penalties
+        penalties.append(7 - self.heads[0].bias.sum())  # after the forward pass, before the gradient
+
+
+@pytest.mark.parametrize("removal", [0.0, 0.5])
+def test_an_addition_knows_the_rows_of_every_batch_and_its_penalties_and_heads_count(
+    data: sv.Dataset, removal: float
+) -> None:
+    model = network()
+    watched = Watched(model)
+    before = watched.heads[0].bias.item()
+    recipe = replace(SHORT, epochs=2, removal=removal)
+    history = sv.fit(model, replace(data, mirror=True), recipe, addition=watched)
+    assert [number for number, _, _ in watched.seen] == list(range(18))
+    mirrored = 0
+    for _, rows, x in watched.seen:
+        for row, image in zip(data.train.images(rows), x, strict=True):
+            mirrored += not torch.equal(row, image)
+            assert torch.equal(row, image) or torch.equal(row.flip(2), image)
+    assert 0.4 < mirrored / (2 * len(data.train)) < 0.6
+    assert watched.heads[0].bias.item() > before + 0.005
+    plain = network()
+    alone = sv.fit(plain, replace(data, mirror=True), recipe)
+    assert history[0].loss == pytest.approx(alone[0].loss + 7 - before, abs=0.02)
+    assert_same(model, plain)
+
+
+def test_an_addition_has_no_checkpoints(data: sv.Dataset, tmp_path: Path) -> None:
+    model = network()
+    with pytest.raises(TrainingError, match="with an addition keeps no checkpoints; leave out the folder"):
+        sv.fit(model, data, SHORT, out=tmp_path, addition=Watched(model))
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_step_of_every_seed_has_randomness_of_its_own(data: sv.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

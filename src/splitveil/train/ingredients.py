@@ -1,8 +1,9 @@
 """What the paper's recipe adds to a training step: removal of signal content, DeCov, and a variational feature."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from math import log
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,26 @@ from splitveil.train.recipe import Recipe
 
 LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE = -10.0, 4.0
 """Limits of a head's log σ², so that no step can blow the noise up."""
+
+
+class Addition(Protocol):
+    """What a training adds to every step, beside the loss of the answer."""
+
+    @property
+    def heads(self) -> nn.ModuleList:
+        """What the optimiser trains along with the model, and what is thrown away in the end."""
+        ...
+
+    def step(self, number: int, rows: Tensor) -> AbstractContextManager[list[Tensor]]:
+        """Entered around the forward pass of a step; the list holds the penalties when it is left.
+
+        The gradients of the penalties, and the step of the optimiser, come after that.
+
+        Args:
+            number: of the step, counted over all epochs from 0.
+            rows: of the training part that make up the batch, (B,), in the batch's order.
+        """
+        ...
 
 
 class GaussianHead(nn.Module):
@@ -57,7 +78,7 @@ class Ingredients:
         self.heads = nn.ModuleList(GaussianHead(n) for n in sizes[1:])
 
     @contextmanager
-    def step(self, number: int) -> Iterator[list[Tensor]]:
+    def step(self, number: int, rows: Tensor) -> Iterator[list[Tensor]]:  # noqa: ARG002 (the interface's)
         """While entered, the model trains with what belongs to this step; penalties appear in the list yielded."""
         penalties: list[Tensor] = []
         with ExitStack() as hooks:

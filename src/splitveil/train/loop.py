@@ -1,6 +1,8 @@
 """Training a model to answer: one plain loop that can be stopped at any epoch and goes on where it stood."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from splitveil.data import Dataset, Part
 from splitveil.errors import DataError, ModelError, TrainingError
 from splitveil.train.checkpoint import CHECKPOINT, Epoch, State, resume, save
-from splitveil.train.ingredients import Ingredients
+from splitveil.train.ingredients import Addition, Ingredients
 from splitveil.train.recipe import Precision, Recipe
 
 Progress = Callable[[int, int, str], None]
@@ -27,10 +29,11 @@ def fit(
     out: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    addition: Addition | None = None,
 ) -> list[Epoch]:
     """Train ``model`` in place on the target labels; leaves it in evaluation mode on ``device``.
 
-    Hidden attributes are never read. With ``out``, every epoch ends with a checkpoint there, and a call with the
+    Hidden attributes are never read here. With ``out``, every epoch ends with a checkpoint there, and a call with the
     same model, data and recipe goes on from it to the same weights as an uninterrupted run.
 
     Args:
@@ -40,6 +43,8 @@ def fit(
         out: folder for the checkpoint.
         device: where to train.
         progress: called as (epochs done, epochs in all, text).
+        addition: what every step gets besides the recipe's ingredients; not with ``out``, since it may hold state
+            that no checkpoint has.
 
     Returns:
         One `Epoch` each, those before an interruption included.
@@ -47,14 +52,18 @@ def fit(
     Raises:
         ModelError: the model does not map the data's images to one logit per class.
         RunError: ``out`` holds a checkpoint of another recipe, model or data set, or cannot be written.
-        TrainingError: there is no such device, or the loss or a weight is no longer finite.
+        TrainingError: there is no such device, or the loss or a weight is no longer finite, or an addition was given
+            together with ``out``.
     """
     device = available(device)
+    if addition is not None and out is not None:
+        raise TrainingError("training with an addition keeps no checkpoints; leave out the folder")
     # Channels last makes these small convolutions several times faster on a CPU.
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_fit(model, data)
     ingredients = Ingredients(model, recipe, data.train.images(slice(0, 1)).to(device))
-    heads = ingredients.heads.to(device)
+    added: list[Addition] = [ingredients] if addition is None else [ingredients, addition]
+    heads = nn.ModuleList(head for each in added for head in each.heads).to(device)
     optimizer = torch.optim.Adam([*model.parameters(), *heads.parameters()], lr=recipe.learning_rate)
     state = State(model, heads, optimizer)
     path = None if out is None else Path(out) / CHECKPOINT
@@ -64,7 +73,7 @@ def fit(
         _set_rate(optimizer, recipe, epoch)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(_seed(recipe, epoch))
-            loss = _train_epoch(state, ingredients, data, recipe, epoch)
+            loss = _train_epoch(state, added, data, recipe, epoch)
         state.history.append(Epoch(loss, accuracy(model, data.val)))
         if path is not None:
             save(path, state, data, recipe)
@@ -114,7 +123,7 @@ def accuracy(model: nn.Module, part: Part) -> float:
     return float((predict(model.eval(), part).argmax(1) == part.y).double().mean())
 
 
-def _train_epoch(state: State, ingredients: Ingredients, data: Dataset, recipe: Recipe, epoch: int) -> float:
+def _train_epoch(state: State, added: Sequence[Addition], data: Dataset, recipe: Recipe, epoch: int) -> float:
     model, part, flip = state.model.train(), data.train, recipe.flip and data.mirror
     device = next(model.parameters()).device
     # The order depends on seed and epoch alone, so that a resumed run needs no generator state.
@@ -126,9 +135,10 @@ def _train_epoch(state: State, ingredients: Ingredients, data: Dataset, recipe: 
     for step, rows in enumerate(batches):
         place = f"epoch {epoch + 1}, step {step + 1}"
         x = _mirror(part.images(rows), mirrored[rows]).to(device, memory_format=torch.channels_last)
-        with ingredients.step(epoch * len(batches) + step) as penalties:
+        with ExitStack() as stack:
+            penalties = [stack.enter_context(each.step(epoch * len(batches) + step, rows)) for each in added]
             loss = _loss(model, x, part.y[rows].to(device), recipe)
-        loss = loss + sum(penalties)
+        loss = loss + sum(chain.from_iterable(penalties))
         _check_finite("loss", [loss], place)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
