@@ -29,10 +29,12 @@ pytest: setup
 benchmarks: setup
 	$(BIN)/python benchmarks/factorise.py --out benchmarks/results/factorise.json
 	$(BIN)/python benchmarks/training.py --out benchmarks/results/training.json
+	$(BIN)/python benchmarks/adversaries.py --out benchmarks/results/adversaries.json
 
 measurements: setup
 	$(BIN)/splitveil reproduce weights
 	$(BIN)/splitveil reproduce ablation
+	$(BIN)/splitveil reproduce all
 	$(BIN)/python benchmarks/tables.py
 
 clean:

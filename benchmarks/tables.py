@@ -1,7 +1,7 @@
-"""The README's tables, made from the rows of `splitveil reproduce ablation` in results/ablation.
+"""The README's tables and docs/results.md, made from the rows of `splitveil reproduce` in results.
 
-python benchmarks/tables.py            # writes them into the README
-python benchmarks/tables.py --check    # says whether the README holds them
+python benchmarks/tables.py            # writes them
+python benchmarks/tables.py --check    # says whether they are up to date
 """
 
 import argparse
@@ -11,8 +11,10 @@ from typing import Any
 
 from splitveil.experiments.ablation import DATA, variants_of
 from splitveil.experiments.cells import Row, read_rows
+from splitveil.experiments.reproduction import PAPER, rows_of
+from splitveil.experiments.results import summary_page
 from splitveil.experiments.tables import Estimate, at_cut, attack_at, markdown, percent, summary
-from splitveil.experiments.training import KEPT
+from splitveil.experiments.training import KEPT, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results: made by benchmarks/tables.py from results/ablation -->", "<!-- end of results -->"
@@ -26,19 +28,28 @@ TITLES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(START)
+    check = parser.parse_args().check
+    for path, made in ((ROOT / "README.md", readme()), (ROOT / "docs" / "results.md", results())):
+        if not check:
+            path.write_text(made, encoding="utf-8")
+        elif made != path.read_text(encoding="utf-8"):
+            sys.exit(f"{path.name} does not hold what the rows in results say: run python benchmarks/tables.py")
+
+
+def readme() -> str:
+    before, rest = (ROOT / "README.md").read_text(encoding="utf-8").split(START)
     _, after = rest.split(END)
     found, complaints = read_rows(ROOT / "results/ablation/rows", "ablation")
     if complaints:
         sys.exit("\n".join(complaints))
     tables = "\n\n".join(table(list(found.values()), name) for name in DATA)
-    made = f"{before}{START}\n{tables}\n{END}{after}"
-    if not parser.parse_args().check:
-        readme.write_text(made, encoding="utf-8")
-    elif made != text:
-        sys.exit("README.md does not hold the tables of results/ablation: run python benchmarks/tables.py")
+    return f"{before}{START}\n{tables}\n{END}{after}"
+
+
+def results() -> str:
+    """The page of the published run: 20 epochs in bfloat16."""
+    settings = Settings(precision="bfloat16")
+    return summary_page({name: rows_of(name, settings, ROOT / "results") for name in PAPER})
 
 
 def table(rows: list[Row], data: str) -> str:

@@ -54,7 +54,7 @@ def test_the_contributing_attack_finds_a_planted_secret():
     assert float((guess(test).argmax(1) == secret[400:]).float().mean()) > 0.95
 
 
-def test_the_readme_tables_are_those_of_the_result_files():
+def test_the_tables_of_readme_and_results_are_those_of_the_rows():
     made = subprocess.run(
         [sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 import splitveil as sv
-from splitveil import cli, measure
+from splitveil import cli, experiments, measure
 from splitveil.attack import ATTACKS, Guess, View
 from splitveil.data import load_data
 from splitveil.errors import DataError, ExperimentError
@@ -411,7 +411,7 @@ def test_the_quick_ablation_end_to_end(quick: Path, splitveil: Callable[..., tup
     found = json.loads(shown)
     assert (code, complaints) == (0, "")
     assert (found["wanted"], found["there"], found["failed"]) == (2, 2, {})
-    assert found["files"] == [str(out / "table.md"), str(out / "plot.svg")]
+    assert found["files"] == [str(out / name) for name in ("table.md", "plot.svg", "page.html")]
     assert "## digit-pairs" in (out / "table.md").read_text()
     assert (out / "plot.svg").read_text().startswith("<?xml")
     plain, both = found["rows"]
@@ -429,19 +429,20 @@ def test_a_damaged_row_is_named_and_nothing_else_is_lost(
     quick: Path, tmp_path: Path, splitveil: Callable[..., tuple[Any, ...]]
 ) -> None:
     there = quick / "runs" / "quick" / "ablation" / "rows"
-    (tmp_path / "rows").mkdir()
+    rows = tmp_path / "ablation" / "rows"
+    rows.mkdir(parents=True)
     first, second = sorted(there.iterdir())
-    (tmp_path / "rows" / first.name).write_bytes(first.read_bytes())
-    (tmp_path / "rows" / second.name).write_bytes(second.read_bytes()[:-20])
-    (tmp_path / "rows" / "mine.csv").write_text("1")
-    before = contents(tmp_path / "rows")
+    (rows / first.name).write_bytes(first.read_bytes())
+    (rows / second.name).write_bytes(second.read_bytes()[:-20])
+    (rows / "mine.csv").write_text("1")
+    before = contents(rows)
     code, shown, complaints = splitveil(*arguments(quick, "--out", str(tmp_path)))
     assert code == 2
     assert "1 of 2 cells" in shown
     assert second.name in complaints
     assert "mine.csv" in complaints
     assert f"the cell {second.stem} failed" in complaints
-    assert contents(tmp_path / "rows") == before
+    assert contents(rows) == before
 
 
 @pytest.mark.parametrize(("mistakes", "expected"), [([], 0), ([True, True], 2), ([True, False], 1)])
@@ -629,18 +630,52 @@ def test_hidden_attributes_serve_the_attack_alone(
 def test_experiments_are_listed(splitveil: Callable[..., tuple[Any, ...]]) -> None:
     code, shown, _ = splitveil("reproduce", "--json")
     assert code == 0
-    assert set(json.loads(shown)["experiments"]) == {"ablation", "weights"}
+    assert set(json.loads(shown)["experiments"]) == {
+        "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "baselines", "cost", "reconstruction", "ablation",
+        "weights",
+    }  # fmt: skip
 
 
 def test_a_restricted_call_shows_what_was_computed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reproduction, "sweep", lambda *_, **__: [])
     for cell in ablation.cells(Settings()):
         if cell.seed == 0:
-            write_row(row_path(tmp_path / "rows", cell), ablation_row(cell))
+            write_row(row_path(tmp_path / "ablation" / "rows", cell), ablation_row(cell))
     done = reproduce("ablation", Settings(data=("qmnist",)), tmp_path, Place(tmp_path))
     assert (done.wanted, done.there, len(done.rows)) == (9, 5, 15)
     assert [(row.config["data"], row.config["variant"]) for row in done.rows[::5]] == [
         ("utkface", "plain"), ("celeba", "plain"), ("qmnist", "plain"),
     ]  # fmt: skip
-    assert "## utkface" in (tmp_path / "table.md").read_text()
-    assert (tmp_path / "plot.svg").exists()
+    assert "## utkface" in (tmp_path / "ablation" / "table.md").read_text()
+    assert (tmp_path / "ablation" / "plot.svg").exists()
+
+
+def test_all_is_every_figure_of_the_paper_and_ray_computes_it_where_asked(
+    monkeypatch: pytest.MonkeyPatch, splitveil: Callable[..., tuple[Any, ...]]
+) -> None:
+    asked: dict[str, dict[str, Any]] = {}
+
+    def fake(name: str, _: Settings, out: Path, __: Place, **more: Any) -> reproduction.Reproduction:
+        asked[name] = {"out": out, **more}
+        return reproduction.Reproduction([], 3, 2, [Failure("one", "it broke", False)], ["a note"], "", [])
+
+    monkeypatch.setattr("splitveil.experiments.reproduce", fake)
+    code, shown, complaints = splitveil("reproduce", "all", "--out", "mine", "--precision", "float32")
+    assert code == 1
+    assert tuple(asked) == experiments.PAPER
+    assert {"fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "cost", "baselines", "reconstruction"} == set(asked)
+    assert all(each["out"] == Path("mine") and "sweeper" not in each for each in asked.values())
+    assert complaints.count("a note") == complaints.count("it broke") == 1  # figures share their cells
+    assert shown.count("2 of 3 cells") == len(asked)
+    found = json.loads(splitveil("reproduce", "all", "--json", "--quiet", "--precision", "float32")[1])
+    assert [one["experiment"] for one in found["experiments"]] == list(experiments.PAPER)
+    asked.clear()
+    splitveil("reproduce", "fig4", "--ray", "--ray-address", "10.0.0.1:6379", "--precision", "float32")
+    sweeper = asked["fig4"]["sweeper"]
+    assert (sweeper.func, sweeper.keywords) == (experiments.sweep_on_ray, {"address": "10.0.0.1:6379"})
+    code, _, complaints = splitveil("reproduce", "fig4", "--ray-address", "10.0.0.1:6379")
+    assert code == 2
+    assert "--ray-address belongs to --ray" in complaints
+    code, _, complaints = splitveil("reproduce", "fig9")
+    assert code == 2
+    assert "no experiment 'fig9'" in complaints

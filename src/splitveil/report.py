@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+from markdown_it import MarkdownIt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -53,8 +54,34 @@ def demo_report(
         _figure(strips(pictures), "A decoder was trained on each kind of message to recover the image."),
         f"<footer>{html.escape(str(dict(facts)))}</footer>",
     ]  # fmt: skip
-    page = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>splitveil demo</title><style>{_STYLE}</style>"
-    return sentences, page + "<body>" + "\n".join(body) + "</body></html>\n"
+    return sentences, _page("splitveil demo", body)
+
+
+def results_page(
+    title: str, text: str, figure: Figure | None, pictures: Sequence[bytes], facts: Mapping[str, Any]
+) -> str:
+    """The self-contained HTML page of an experiment.
+
+    Args:
+        title: of the page.
+        text: Markdown with the table.
+        figure: the plot.
+        pictures: more to look at, as PNG files.
+        facts: what the numbers depend on.
+    """
+    # HTML within the text is shown, not obeyed: rows may come from elsewhere.
+    shown = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    plot = [_figure(figure, title)] if figure else []
+    seen = [
+        f"<figure><img src='data:image/png;base64,{base64.b64encode(each).decode()}' alt=''></figure>"
+        for each in pictures
+    ]
+    return _page(title, [*plot, shown, *seen, f"<footer>{html.escape(str(dict(facts)))}</footer>"])
+
+
+def _page(title: str, body: Sequence[str]) -> str:
+    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang='en'>{head}<body>" + "\n".join(body) + "</body></html>\n"
 
 
 def demo_sentences(row: Row) -> list[str]:

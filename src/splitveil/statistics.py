@@ -1,7 +1,7 @@
 """Estimates with 95 % intervals: accuracies, paired differences, and bootstrapped scores."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 
 import numpy as np
@@ -239,3 +239,24 @@ def _crossing(inside: Callable[[float], bool], low: float, high: float) -> float
 @cache
 def _log_factorials(n: int) -> Floats:
     return np.append(0.0, np.cumsum(np.log(np.arange(1, n + 1))))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for all comparisons that make one claim, in the order given (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(factors * np.asarray(p_values, dtype=np.float64)[order]))
+    return [float(p) for p in corrected]
+
+
+def isotonic(values: Floats) -> Floats:
+    """The nearest non-decreasing sequence to each row of (R, K), in least squares (max-min formula)."""
+    size = values.shape[1]
+    sums = np.pad(np.cumsum(values, axis=1), ((0, 0), (1, 0)))
+    fitted = np.full(values.shape, -np.inf)
+    for start in range(size):
+        means = (sums[:, start + 1 :] - sums[:, [start]]) / np.arange(1, size - start + 1)
+        least = np.minimum.accumulate(means[:, ::-1], axis=1)[:, ::-1]
+        fitted[:, start:] = np.maximum(fitted[:, start:], least)
+    return fitted

@@ -83,7 +83,8 @@ def compute(cell: AblationCell, place: Place, report: Report) -> Result:
     """Train, answer from components at every cut, attack at one; hidden labels are read by the attack alone."""
     data = load_data(cell.data, root=place.data_root)
     start = time.perf_counter()
-    model, history, per_epoch = trained("models", cell, data, place, within(report, 0.0, 0.6))
+    progress = within(report, 0.0, 0.6)
+    model, history, per_epoch = trained("models", cell.label, cell.recipe, cell.data, data, place, progress)
     trained_at = time.perf_counter()
     parts = ("val", "test")
     report(0.6, "accuracy at every cut")

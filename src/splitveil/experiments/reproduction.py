@@ -1,4 +1,4 @@
-"""Running an experiment: compute the rows that are missing, then make table and plot from rows alone."""
+"""Running an experiment: compute the rows that are missing, then make table, plot and page from rows alone."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,14 +9,15 @@ from matplotlib.figure import Figure
 
 from splitveil.data import Progress
 from splitveil.errors import ExperimentError
-from splitveil.experiments import ablation, weights
+from splitveil.experiments import ablation, costs, grids, pictures, points, signal, tradeoffs, weights
 from splitveil.experiments.cells import Cell, Compute, Place, Row, chosen_rows, read_rows, row_path
 from splitveil.experiments.plots import ablation_plot
-from splitveil.experiments.sweep import Failure, sweep
+from splitveil.experiments.sweep import Failure, Sweep, sweep
 from splitveil.experiments.tables import ablation_table
 from splitveil.experiments.training import Settings
 from splitveil.figures import write_figure
 from splitveil.files import is_there, write_text
+from splitveil.report import results_page
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Experiment:
         compute: a pure function of the cell.
         table: Markdown from rows.
         plot: a figure from rows.
+        rows: the folder of the rows, which experiments of the same kind of cell share; its own name where empty.
+        paper: whether it is a figure or statement of the paper, and so belongs to "all".
     """
 
     summary: str
@@ -36,18 +39,57 @@ class Experiment:
     compute: Compute
     table: Callable[[Sequence[Row]], str]
     plot: Callable[[Sequence[Row]], Figure] | None = None
+    rows: str = ""
+    paper: bool = True
 
 
 EXPERIMENTS = {
+    "fig2": Experiment(
+        "figure 2: cumulative preserved signal content per layer",
+        signal.cells, signal.compute, signal.table, signal.plot,
+    ),
+    "cost": Experiment(
+        "section 4.3: bytes and edge compute, counted and timed",
+        costs.cells, costs.compute, costs.table, costs.plot,
+    ),
+    "fig4": Experiment(
+        "figure 4: target and attack error against m' at cut 4",
+        grids.tradeoff, points.compute, tradeoffs.kept_table, tradeoffs.kept_plot, "points",
+    ),
+    "fig5": Experiment(
+        "figure 5: ours against pruning at cut 4",
+        grids.pruning, points.compute, tradeoffs.pruning_table, tradeoffs.pruning_plot, "points",
+    ),
+    "fig6": Experiment(
+        "figure 6: ours against adversarial training at cut 4",
+        grids.adversarial, points.compute, tradeoffs.adversarial_table, tradeoffs.adversarial_plot, "points",
+    ),
+    "fig7": Experiment(
+        "figure 7: CelebA's six hidden attributes, m' = 1",
+        grids.attributes, points.compute, tradeoffs.attributes_table, tradeoffs.attributes_plot, "points",
+    ),
+    "fig3": Experiment(
+        "figure 3: attack against the cut: none, distortion-free, at most 1 point drop",
+        grids.cuts, points.compute, tradeoffs.cuts_table, tradeoffs.cuts_plot, "points",
+    ),
+    "baselines": Experiment(
+        "every baseline at its whole tuning grid, beside ours, at cut 4",
+        grids.frontier, points.compute, tradeoffs.frontier_table, tradeoffs.frontier_plot, "points",
+    ),
+    "reconstruction": Experiment(
+        "images that a trained decoder recovers from the messages at cut 4",
+        pictures.cells, pictures.compute, pictures.table, pictures.plot,
+    ),
     "ablation": Experiment(
         "what each ingredient of the paper's recipe buys: accuracy at cuts 2 to 6, the attack at cut 4",
-        ablation.cells, ablation.compute, ablation_table, ablation_plot,
+        ablation.cells, ablation.compute, ablation_table, ablation_plot, paper=False,
     ),
     "weights": Experiment(
         "the search for the ingredients' weights, on validation data alone",
-        weights.cells, weights.compute, weights.table,
+        weights.cells, weights.compute, weights.table, paper=False,
     ),
 }  # fmt: skip
+PAPER = tuple(name for name, experiment in EXPERIMENTS.items() if experiment.paper)
 
 
 @dataclass(frozen=True)
@@ -81,25 +123,28 @@ def reproduce(
     *,
     jobs: int | None = None,
     progress: Progress | None = None,
+    sweeper: Sweep | None = None,
 ) -> Reproduction:
-    """Compute what is missing in ``out/rows``, then write ``out/table.md`` and ``out/plot.svg`` from the rows.
+    """Compute what is missing, then write ``out/NAME/table.md``, ``plot.svg`` and ``page.html`` from the rows.
 
     Args:
         name: of the experiment.
         settings: which version of it.
-        out: the folder of the results.
+        out: the folder of all results; rows lie in ``out/ROWS/rows``, see `Experiment`.
         place: where cells are computed.
-        jobs: processes at once; the number of cores where not given.
+        jobs: cells at once; the number of cores where not given.
         progress: called as (done, in all, text).
+        sweeper: what computes the cells; local processes where not given.
 
     Raises:
         ExperimentError: there is no such experiment, or it has no such data set.
         RunError: a folder cannot be written.
     """
     experiment = find(name)
-    cells, folder = experiment.cells(settings), out / "rows"
-    failures = sweep(name, experiment.compute, cells, folder, place, jobs=jobs, progress=progress)
-    found, notes = read_rows(folder, name)
+    kind = experiment.rows or name
+    cells, folder = experiment.cells(settings), out / kind / "rows"
+    failures = (sweeper or sweep)(kind, experiment.compute, cells, folder, place, jobs=jobs, progress=progress)
+    found, notes = read_rows(folder, kind)
     there = chosen_rows(found, cells)
     failed = {failure.cell for failure in failures}
     for cell in cells:
@@ -110,22 +155,45 @@ def reproduce(
     everything = {row_path(folder, cell): cell for cell in (*experiment.cells(replace(settings, data=())), *cells)}
     rows = chosen_rows(found, list(everything.values()))
     table = experiment.table(rows) if rows else ""
-    return Reproduction(rows, len(cells), len(there), failures, notes, table, _write(experiment, out, rows, table))
+    files = _write(name, out / name, rows, table, place.runs / "pictures")
+    return Reproduction(rows, len(cells), len(there), failures, notes, table, files)
 
 
 def find(name: str) -> Experiment:
     """The experiment of this name; raises `ExperimentError` where there is none."""
     if name not in EXPERIMENTS:
-        raise ExperimentError(f"there is no experiment {name!r}; choose {', '.join(EXPERIMENTS)}")
+        raise ExperimentError(f"there is no experiment {name!r}; choose {', '.join(EXPERIMENTS)} or all")
     return EXPERIMENTS[name]
 
 
-def _write(experiment: Experiment, out: Path, rows: list[Any], table: str) -> list[Path]:
-    files = []
-    if rows:
-        write_text(out / "table.md", table)
-        files.append(out / "table.md")
-    if rows and experiment.plot:
-        write_figure(out / "plot.svg", experiment.plot(rows))
+def rows_of(name: str, settings: Settings, out: Path) -> list[Row]:
+    """The rows of an experiment that are there; nothing is computed."""
+    experiment = find(name)
+    kind = experiment.rows or name
+    return chosen_rows(read_rows(out / kind / "rows", kind)[0], experiment.cells(settings))
+
+
+def _write(name: str, out: Path, rows: Sequence[Row], table: str, pictures: Path) -> list[Path]:
+    if not rows:
+        return []
+    experiment = EXPERIMENTS[name]
+    files = [out / "table.md"]
+    write_text(files[0], table)
+    figure = experiment.plot(rows) if experiment.plot else None
+    if figure:
         files.append(out / "plot.svg")
+        write_figure(files[-1], figure)
+    files.append(out / "page.html")
+    shown = [pictures / row.numbers["picture"] for row in rows if "picture" in row.numbers]
+    there = [path.read_bytes() for path in shown if is_there(path)]
+    write_text(files[-1], results_page(f"{name}: {experiment.summary}", table, figure, there, _facts(rows)))
     return files
+
+
+def _facts(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the numbers of a page depend on."""
+    return {
+        "rows": len(rows), "data": {row.config["data"]: row.data for row in rows},
+        "versions": [dict(each) for each in {tuple(row.versions.items()) for row in rows}],
+        "devices": sorted({row.device for row in rows}),
+    }  # fmt: skip

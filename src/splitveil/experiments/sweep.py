@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -36,6 +36,24 @@ class Failure:
     cell: str
     why: str
     mistake: bool
+
+
+class Sweep(Protocol):
+    """What computes cells: `sweep` on local processes, `sweep_on_ray` on a cluster."""
+
+    def __call__(
+        self,
+        experiment: str,
+        compute: Compute,
+        cells: Sequence[Cell],
+        folder: Path,
+        place: Place,
+        *,
+        jobs: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Failure]:
+        """See `sweep`."""
+        ...
 
 
 @dataclass(eq=False)

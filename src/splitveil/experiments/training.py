@@ -16,7 +16,7 @@ from splitveil.experiments.cells import Place, Report, config_digest
 from splitveil.runs import Run, train_run
 from splitveil.train import Progress, Recipe
 
-HIDDEN = {"utkface": "race", "celeba": "Male", "qmnist": "writer", "digit-pairs": "digit"}
+HIDDEN = {"utkface": "race", "celeba": "Male", "qmnist": "writer", "pins": "identity", "digit-pairs": "digit"}
 CUTS = (2, 3, 4, 5, 6)
 KEPT = (32, 8, 4, 2, 1)
 
@@ -85,12 +85,12 @@ def within(report: Report, low: float, high: float) -> Progress:
 
 
 def trained(
-    experiment: str, cell: TrainedCell, data: Dataset, place: Place, progress: Progress
+    group: str, label: str, recipe: Recipe, source: str, data: Dataset, place: Place, progress: Progress
 ) -> tuple[nn.Module, list[Numbers], float | None]:
-    """The cell's model, its training's history, and the median of the seconds per epoch (None: trained before).
+    """A model, its training's history, and the median of the seconds per epoch (None: trained before).
 
-    The run's folder has the cell's label and the recipe's digest as its name, so that what is measured may change
-    without training again.
+    The run's folder has the group and the label, and the recipe's digest, as its name, so that what is measured may
+    change without training again, and experiments share their models.
     """
     ends = [time.perf_counter()]
 
@@ -98,9 +98,8 @@ def trained(
         ends.append(time.perf_counter())
         progress(done, total, f"epoch {done} of {total}, {text}")
 
-    recipe = cell.recipe
-    folder = place.runs / experiment / f"{cell.label}-{config_digest(asdict(recipe))}"
-    history = train_run(folder, data, recipe, source=cell.data, device=place.device, progress=timed)
+    folder = place.runs / group / f"{label}-{config_digest(asdict(recipe))}"
+    history = train_run(folder, data, recipe, source=source, device=place.device, progress=timed)
     seconds = [end - begin for begin, end in itertools.pairwise(ends)]
     # Channels last, as in training: a quarter faster.
     model = Run(folder).model().to(place.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -45,7 +45,8 @@ def compute(cell: TrainedCell, place: Place, report: Report) -> Result:
     """Train, and answer the validation part from components at every cut; the test part is not touched."""
     data = load_data(cell.data, root=place.data_root)
     start = time.perf_counter()
-    model, history, per_epoch = trained("weights", cell, data, place, within(report, 0.0, 0.8))
+    progress = within(report, 0.0, 0.8)
+    model, history, per_epoch = trained("weights", cell.label, cell.recipe, cell.data, data, place, progress)
     trained_at = time.perf_counter()
     report(0.8, "accuracy at every cut")
     numbers = {

@@ -1,0 +1,204 @@
+"""Defences at one cut as sets of points, and compared at equal target accuracy, matched on validation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from splitveil.errors import ExperimentError
+from splitveil.experiments.cells import Row
+from splitveil.experiments.paired import Bits, estimate, gap, means, p_value
+from splitveil.measure.scores import unpack
+from splitveil.statistics import Estimate, holm
+
+OURS = "ours"
+OURS_PLAIN = "ours, plain training"
+DROPS = (0.0, 0.005, 0.01, 0.02, 0.05)
+_OWN = {("top", "paper"): OURS, ("top", "plain"): OURS_PLAIN}
+_AT_CUTS = ("free", "bounded")  # figure 3's, of which a row may hold one chosen setting only
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A defence at one setting: what chooses it (validation), and what is reported of it (test).
+
+    Attributes:
+        setting: the defence's settings.
+        target_validation, attack_validation: accuracy of the answers, and of the strongest attack, shares of 1.
+        target, attack: which of the n test samples are answered and guessed right, (n,).
+        numbers: the row's own entry.
+    """
+
+    setting: dict[str, Any]
+    target_validation: float
+    attack_validation: float
+    target: Bits
+    attack: Bits
+    numbers: dict[str, Any]
+
+
+Seeds = Mapping[int, Sequence[Point]]
+"""A defence's points by the seed of its model."""
+
+
+def rows_of(rows: Sequence[Row], data: str) -> list[Row]:
+    """The rows of one data set.
+
+    Raises:
+        ExperimentError: they are not of the same epochs and precision, so they cannot stand in one comparison.
+    """
+    found = [row for row in rows if row.config["data"] == data]
+    budgets = sorted({(row.config["epochs"], row.config["precision"]) for row in found})
+    if len(budgets) > 1:
+        named = " and ".join(f"{epochs} epochs in {precision}" for epochs, precision in budgets)
+        raise ExperimentError(f"rows of {data} were trained for {named}; compare rows of one training budget")
+    return found
+
+
+def curves(rows: Sequence[Row], data: str, hidden: str, cut: int = 4, operator: str = "dense") -> dict[str, Seeds]:
+    """All points of all defences of one data set, cut, operator and hidden attribute; ours first.
+
+    Ours is the top components on the paper's training, and beside it on plain training. Every other defence counts on
+    plain training only, which its own authors assume.
+
+    Raises:
+        ExperimentError: the rows are not of one training budget.
+    """
+    found: dict[str, dict[int, list[Point]]] = {}
+    for row in rows_of(rows, data):
+        name = _name(row.config)
+        if name is None or (row.config["cut"], row.config["operator"]) != (cut, operator):
+            continue
+        points = [
+            point_of(one, hidden, row.numbers["n_test"]) for one in row.numbers["points"] if hidden in one["leaks"]
+        ]
+        if points:
+            found.setdefault(name, {}).setdefault(row.config["seed"], []).extend(points)
+    return dict(sorted(found.items(), key=lambda item: (item[0] != OURS, item[0] != OURS_PLAIN)))
+
+
+def _name(config: dict[str, Any]) -> str | None:
+    defence, training = config["defence"], config["training"]
+    if defence == "top":
+        return _OWN[defence, training]
+    return str(defence) if training == "plain" and defence not in _AT_CUTS else None
+
+
+def point_of(one: dict[str, Any], hidden: str, n: int) -> Point:
+    """A row's entry as a point, for one hidden attribute and n test samples."""
+    leak, target = one["leaks"][hidden], one["target"]
+    return Point(
+        one["setting"], target["val"]["value"], leak["validation"][leak["best"]],
+        unpack(target["right"], n), unpack(leak["right"], n), one,
+    )  # fmt: skip
+
+
+def undefended(rows: Sequence[Row], data: str) -> tuple[float, Bits]:
+    """The plainly trained, undefended model that drops are measured against: the best on validation.
+
+    Returns:
+        its validation accuracy, and which test samples it answers right.
+
+    Raises:
+        ExperimentError: no row of this data set is trained plainly, or the rows are not of one training budget.
+    """
+    plain = [row.numbers for row in rows_of(rows, data) if row.config["training"] == "plain"]
+    if not plain:
+        raise ExperimentError(f"no row of {data} is trained plainly: run one, drops are measured against it")
+    best = max(plain, key=lambda numbers: numbers["undefended"]["val"]["value"])
+    return best["undefended"]["val"]["value"], unpack(best["undefended"]["right"], best["n_test"])
+
+
+def choose(points: Sequence[Point], best: float, drop: float) -> Point | None:
+    """Of the settings whose validation drop is at most ``drop``, the one whose strongest attack is weakest."""
+    good = [one for one in points if best - one.target_validation <= drop + 1e-12]
+    return min(good, key=lambda one: one.attack_validation, default=None)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A defence at one permitted drop; shares of 1.
+
+    Attributes:
+        defence: its name.
+        permitted: the drop permitted on validation.
+        settings: what was chosen, by seed.
+        missing: seeds none of whose settings is within the drop; the numbers are of the others.
+        drop: of the target's test accuracy, against the plain undefended model.
+        attack: test accuracy of the strongest attack.
+        difference: its attack less ours on the same seeds; above 0, ours hides more. None of ours itself, and where
+            no seed is common.
+        p: two-sided p-value of the difference, by the same bootstrap, corrected by Holm over all comparisons with ours.
+    """
+
+    defence: str
+    permitted: float
+    settings: dict[int, dict[str, Any]]
+    missing: tuple[int, ...]
+    drop: Estimate
+    attack: Estimate
+    difference: Estimate | None = None
+    p: float | None = None
+
+
+def matched(
+    by_defence: Mapping[str, Seeds], plain: tuple[float, Bits], drops: Sequence[float] = DROPS
+) -> dict[str, list[Match | None]]:
+    """Every defence at every permitted drop; None where no setting of any seed qualifies: nothing is extrapolated.
+
+    Each seed's setting is chosen on validation. A seed without one is left out and named in ``missing``: leaving out
+    the whole drop would hide what the other seeds reach, and taking its least bad setting would break the permission.
+    Differences run over the seeds that both have. Intervals are bootstraps over the test samples and over the seeds:
+    the same resample of samples for all, so that differences are paired.
+
+    Args:
+        by_defence: as `curves` gives.
+        plain: as `undefended` gives.
+        drops: permitted on validation, as shares.
+    """
+    found: dict[str, list[Match | None]] = {}
+    claims: list[tuple[str, int, float]] = []
+    for name, seeds in by_defence.items():
+        found[name] = []
+        for index, drop in enumerate(drops):
+            match, p = _match(name, seeds, by_defence.get(OURS, {}), plain, drop)
+            found[name].append(match)
+            if p is not None:
+                claims.append((name, index, p))
+    for (name, index, _), p in zip(claims, holm([p for *_, p in claims]), strict=True):
+        match = found[name][index]
+        assert match is not None
+        found[name][index] = replace(match, p=p)
+    return found
+
+
+def chosen(seeds: Seeds, best: float, drop: float) -> dict[int, Point]:
+    """`choose` for every seed; seeds without a setting within the drop are left out."""
+    return {seed: one for seed, points in seeds.items() if (one := choose(points, best, drop))}
+
+
+def _match(
+    name: str, seeds: Seeds, ours: Seeds, plain: tuple[float, Bits], drop: float
+) -> tuple[Match | None, float | None]:
+    its = chosen(seeds, plain[0], drop)
+    if not its:
+        return None, None
+    match = Match(
+        name, drop, {seed: one.setting for seed, one in its.items()}, tuple(seed for seed in seeds if seed not in its),
+        estimate(means([plain[1].astype(float) - one.target for one in its.values()])),
+        estimate(means([one.attack for one in its.values()])),
+    )  # fmt: skip
+    own = chosen(ours, plain[0], drop)
+    gaps = [its[seed].attack.astype(float) - own[seed].attack for seed in its if seed in own]
+    if name == OURS or not gaps:
+        return match, None
+    scores = means(gaps)
+    return replace(match, difference=estimate(scores)), p_value(scores)
+
+
+def at_equal_drop(first: Seeds, second: Seeds, best: float, drops: Sequence[float]) -> tuple[float, Estimate] | None:
+    """The smallest permitted drop that both reach on a common seed, and there second's attack less first's, paired."""
+    for drop in drops:
+        attacks = [{seed: one.attack for seed, one in chosen(its, best, drop).items()} for its in (second, first)]
+        if (difference := gap(*attacks)) is not None:
+            return drop, difference
+    return None

@@ -1,0 +1,147 @@
+"""Which defences at which settings each figure needs, as cells; figures share the cells that they have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from splitveil.attack import ATTACKS
+from splitveil.baselines import BASELINES
+from splitveil.experiments.points import PointsCell, only, settings_of
+from splitveil.experiments.training import HIDDEN, KEPT, Settings, data_names
+
+DATA = ("utkface", "celeba", "qmnist", "pins")
+SEEDS = (0, 1, 2)
+EPOCHS = 20
+CUT = 4
+DROP = 0.01
+CELEBA = ("Male", "Heavy_Makeup", "High_Cheekbones", "Mouth_Slightly_Open", "Wearing_Lipstick", "Attractive")
+TRAIN_A_NETWORK = ("adversarial", "bottleneck", "blur")
+ON_MAPS = ("server-architecture", "linear", "neighbours")  # the others would take hours on 17,000 numbers
+PATCH = (64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1)
+DENSE = (1024, 512, 256, 128, 64, 32)
+EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What the cells of one call have in common."""
+
+    settings: Settings
+
+    @property
+    def quick(self) -> bool:
+        return self.settings.quick
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        return SEEDS[:1] if self.quick else SEEDS
+
+    def names(self, own: Sequence[str] = DATA) -> list[str]:
+        return data_names(self.settings, own)
+
+    def cell(self, data: str, defence: str, settings: Sequence[dict[str, Any]], **more: Any) -> PointsCell:
+        attacks = ("linear",) if self.quick else tuple(attack.name for attack in ATTACKS)
+        cell = PointsCell(
+            data=data, training="plain", seed=0, epochs=self.settings.epochs or (2 if self.quick else EPOCHS),
+            precision=self.settings.precision, cut=CUT, operator="dense", defence=defence, settings=tuple(settings),
+            drop=None, plain_seeds=(), hidden=(HIDDEN[data],), attacks=attacks,
+        )  # fmt: skip
+        return replace(cell, **more)
+
+    def hidden(self, data: str, seed: int) -> tuple[str, ...]:
+        """The attributes of figure 7 where it needs them."""
+        return CELEBA if data == "celeba" and seed == 0 else (HIDDEN[data],)
+
+    def baseline(self, data: str, name: str) -> list[PointsCell]:
+        settings = settings_of(name)[: 1 if self.quick else None]
+        cell = self.cell(data, name, settings, hidden=self.hidden(data, 0 if name == "adversarial" else 1))
+        return only(cell, settings) if name in TRAIN_A_NETWORK else [cell]
+
+
+def tradeoff(settings: Settings) -> list[PointsCell]:
+    """Figure 4: our method at cut 4, on the paper's recipe and on plain training, with every seed."""
+    grid, kept = _Grid(settings), [{"m": m} for m in (KEPT[::2] if settings.quick else KEPT)]
+    return [
+        grid.cell(name, "top", kept, training=training, seed=seed, hidden=grid.hidden(name, seed))
+        for seed in grid.seeds
+        for name in grid.names()
+        for training in ("paper", "plain")
+    ]
+
+
+def pruning(settings: Settings) -> list[PointsCell]:
+    """Figure 5: our method, pruning, and the answer on the device."""
+    return [*tradeoff(settings), *_baselines(settings, ("device", "pruning"))]
+
+
+def adversarial(settings: Settings) -> list[PointsCell]:
+    """Figure 6: our method, adversarial training, and the answer on the device."""
+    return [*tradeoff(settings), *_baselines(settings, ("device", "adversarial"))]
+
+
+def attributes(settings: Settings) -> list[PointsCell]:
+    """Figure 7: CelebA's six attributes."""
+    name = "digit-pairs" if settings.quick else "celeba"
+    if name not in _Grid(settings).names((name,)):
+        return []  # the figure is of this data set alone
+    one = replace(settings, data=(name,))
+    found = [*tradeoff(one), *_baselines(one, ("adversarial",))]
+    return [cell for cell in found if cell.seed == SEEDS[0]]
+
+
+def frontier(settings: Settings) -> list[PointsCell]:
+    """Every baseline at its whole tuning grid, beside our method."""
+    return [*tradeoff(settings), *_baselines(settings, tuple(BASELINES))]
+
+
+def _baselines(settings: Settings, names: Sequence[str]) -> list[PointsCell]:
+    grid = _Grid(settings)
+    return [cell for name in names for data in grid.names() for cell in grid.baseline(data, name)]
+
+
+def cuts(settings: Settings) -> list[PointsCell]:
+    """Figure 3: nothing, distortion-free and distortion-bounded, at every cut; both operators at convolutions."""
+    grid = _Grid(settings)
+    connected = [
+        cell
+        for seed in grid.seeds
+        for name in grid.names()
+        for cut in ((4,) if settings.quick else (4, 5, 6))
+        for cell in _connected(grid, name, cut, seed)
+    ]
+    convolutions = [
+        cell
+        for cut in ((3,) if settings.quick else (3, 2, 1))
+        for name in grid.names()
+        for cell in _convolutional(grid, name, cut)
+    ]
+    return [*connected, *convolutions]
+
+
+def _connected(grid: _Grid, data: str, cut: int, seed: int) -> list[PointsCell]:
+    same: dict[str, Any] = {"training": "paper", "cut": cut, "seed": seed}
+    kept = [{"m": m} for m in (KEPT[::2] if grid.quick else KEPT)]
+    hidden = grid.hidden(data, seed) if cut == CUT else (HIDDEN[data],)  # at cut 4 this is figure 4's cell
+    return [
+        grid.cell(data, "top", kept, hidden=hidden, **same),
+        grid.cell(data, "free", [{}], **same),
+        grid.cell(data, "bounded", _epsilons(grid), drop=DROP, plain_seeds=tuple(grid.seeds), **same),
+    ]
+
+
+def _convolutional(grid: _Grid, data: str, cut: int) -> list[PointsCell]:
+    attacks = ("linear",) if grid.quick else ON_MAPS
+    same: dict[str, Any] = {"training": "paper", "cut": cut, "attacks": attacks}
+    chosen: dict[str, Any] = {"drop": DROP, "plain_seeds": tuple(grid.seeds)}
+    kept = {"patch": PATCH, "dense": DENSE[-1:] if grid.quick else DENSE}
+    found = [grid.cell(data, "free", [{}], operator="patch", **same)]  # dense: no null space, nothing to remove
+    for operator, numbers in kept.items():
+        found += [
+            grid.cell(data, "top", [{"m": m} for m in numbers], operator=operator, **chosen, **same),
+            grid.cell(data, "bounded", _epsilons(grid), operator=operator, **chosen, **same),
+        ]
+    return found
+
+
+def _epsilons(grid: _Grid) -> list[dict[str, float]]:
+    return [{"epsilon": epsilon} for epsilon in (EPSILONS[1::3] if grid.quick else EPSILONS)]

@@ -1,0 +1,246 @@
+"""One defence at one cut, at all its settings: what its answers are worth, and what each message leaks."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitveil.attack import ATTACKS
+from splitveil.baselines import BASELINES, Defended, Undefended
+from splitveil.cost import edge_cost
+from splitveil.data import Dataset, Part, load_data
+from splitveil.errors import DistortionError
+from splitveil.experiments.accuracy import Numbers
+from splitveil.experiments.cells import Place, Report, Result
+from splitveil.experiments.lines import kept_lines
+from splitveil.experiments.training import trained, within
+from splitveil.linear import factorise
+from splitveil.measure import Leakage, References, leakages, view
+from splitveil.measure.scores import pack
+from splitveil.message import Obfuscator
+from splitveil.obfuscate import DistortionBounded, DistortionFree, TopComponents
+from splitveil.split import SplitModel
+from splitveil.statistics import proportion
+from splitveil.train import Recipe, accuracy, predict
+
+SUBJECTS = ("writer", "identity")  # attributes of which one value is one person, who may send several messages
+SEVERAL = (1, 5, 15)
+OURS = ("top", "free", "bounded")
+_FOLDERS = {"plain": "plain", "paper": "all"}  # what the ablation calls the two recipes
+
+
+@dataclass(frozen=True)
+class PointsCell:
+    """One defence on one model.
+
+    Attributes:
+        data: the data set.
+        training: recipe of the model that is defended, "plain" or "paper".
+        seed, epochs, precision: of the training, see `Recipe`; the seed is the attacks' too.
+        cut: where the model is cut.
+        operator: of our own defences at convolutions.
+        defence: "top", "free", "bounded", or a name of `BASELINES`.
+        settings: of the defence, each a mapping.
+        drop: attack only the setting of least accuracy whose drop on validation is at most this share; where
+            None, all are attacked. The drop is measured against the best on validation of the plainly trained models.
+        plain_seeds: of these models.
+        hidden: attributes to guess; a supervised defence is told the first.
+        attacks: names of the adversaries.
+    """
+
+    data: str
+    training: str
+    seed: int
+    epochs: int
+    precision: str
+    cut: int
+    operator: str
+    defence: str
+    settings: tuple[dict[str, Any], ...]
+    drop: float | None
+    plain_seeds: tuple[int, ...]
+    hidden: tuple[str, ...]
+    attacks: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """What a person tells it by."""
+        only = "".join(f"-{value:g}" for value in self.settings[0].values()) if len(self.settings) == 1 else ""
+        return f"{self.data}-{self.training}-{self.defence}{only}-cut{self.cut}-{self.operator}-{self.seed}"
+
+    def recipe(self, training: str, seed: int) -> Recipe:
+        """How a model is trained."""
+        settings = {"epochs": self.epochs, "seed": seed, "precision": self.precision}
+        return Recipe.paper(**settings) if training == "paper" else Recipe.from_mapping(settings)
+
+
+def compute(cell: PointsCell, place: Place, report: Report) -> Result:
+    """Train or load, fit the defence, choose or take its settings, attack; the test part is scored once."""
+    start = time.perf_counter()
+    data = load_data(cell.data, root=place.data_root)
+    model = _model(cell, cell.training, cell.seed, data, place, report)
+    split = SplitModel(model, at=cell.cut)
+    trained_at = time.perf_counter()
+    fitted, left_out = _fit(cell, model, data, within(report, 0.2, 0.6))
+    chosen, targets = _chosen(cell, fitted, data, place, report)
+    fitted_at = time.perf_counter()
+    attacks = [attack for attack in ATTACKS if attack.name in cell.attacks]
+    same: dict[str, Any] = {
+        "hidden": cell.hidden, "attacks": attacks, "seed": cell.seed,
+        "several": SEVERAL if set(cell.hidden) & set(SUBJECTS) else (),
+    }  # fmt: skip
+    label = f"{cell.data}-{cell.training}-{cell.seed}"
+    lines = kept_lines(label, split, data, place, progress=within(report, 0.6, 0.8), **same)
+    pairs = [(fitted[index][1].split, fitted[index][1].veil) for index in chosen]
+    leaks = leakages(pairs, data, references=lines, progress=within(report, 0.8, 1.0), **same)
+    numbers = {
+        "n_test": len(data.test),
+        "prior": {name: its.prior.as_row() for name, its in lines.items()},
+        "lines": {name: _lines(its) for name, its in lines.items()},
+        "undefended": _targets(predict(model, data.val), predict(model, data.test), data),
+        "points": [_point(*fitted[index], leak, data) for index, leak in zip(chosen, leaks, strict=True)],
+        "targets": targets,
+        "left_out": left_out,
+    }  # fmt: skip
+    seconds = {
+        "train": trained_at - start, "fit": fitted_at - trained_at, "attack": time.perf_counter() - fitted_at,
+    }  # fmt: skip
+    return Result(data.digest, numbers, seconds)
+
+
+def _model(cell: PointsCell, training: str, seed: int, data: Dataset, place: Place, report: Report) -> nn.Module:
+    label, recipe = f"{cell.data}-{_FOLDERS[training]}-{seed}", cell.recipe(training, seed)
+    return trained("models", label, recipe, cell.data, data, place, within(report, 0.0, 0.2))[0]
+
+
+Fitted = list[tuple[dict[str, Any], Defended]]
+
+
+def _fit(cell: PointsCell, model: nn.Module, data: Dataset, progress: Any) -> tuple[Fitted, list[Numbers]]:
+    """The defence at each setting, and the settings that are not possible here with the reason."""
+    if cell.defence in OURS:
+        return _ours(cell, SplitModel(model, at=cell.cut), data)
+    defences = {json_of(defence): defence for defence in BASELINES[cell.defence]}
+    fitted: Fitted = []
+    for index, setting in enumerate(cell.settings):
+        progress(index, len(cell.settings), f"{cell.defence} {setting}")
+        defence = defences[json_of(setting)]
+        recipe = cell.recipe(cell.training, cell.seed)
+        fitted.append((setting, defence.fit(Undefended(model, cell.cut, data, recipe, cell.hidden[0], None))))
+    return fitted, []
+
+
+def settings_of(name: str) -> tuple[dict[str, Any], ...]:
+    """The grid of a baseline, as JSON values."""
+    return tuple(_setting(defence) for defence in BASELINES[name])
+
+
+def json_of(setting: Any) -> str:
+    """A key for a setting, given as such or as a defence."""
+    return repr(sorted((setting if isinstance(setting, dict) else _setting(setting)).items()))
+
+
+def _setting(defence: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(defence).items() if key not in ("name", "supervised")}
+
+
+def _ours(cell: PointsCell, split: SplitModel, data: Dataset) -> tuple[Fitted, list[Numbers]]:
+    x = data.val.images(slice(0, 64)).to(split.device)
+    with torch.no_grad():
+        z = split.client(x)
+    most = max((setting.get("m", 0) for setting in cell.settings), default=0)
+    # All factors of a dense convolution would take minutes and gigabytes.
+    large = cell.operator == "dense" and not isinstance(split.server_layer, nn.Linear)
+    rank = min(max(most, LARGEST_DENSE), z[0].numel()) if large else None
+    factors = factorise(split.server_layer, feature_shape=tuple(z.shape[1:]), operator=cell.operator, rank=rank)  # type: ignore[arg-type]
+    fitted: Fitted = []
+    left_out: list[Numbers] = []
+    for setting in cell.settings:
+        veil: Obfuscator
+        if cell.defence == "top":
+            if setting["m"] > len(factors.s):
+                left_out.append({"setting": setting, "why": f"the layer has {len(factors.s)} components"})
+                continue
+            veil = TopComponents(factors, **setting)
+        elif cell.defence == "free":
+            veil = DistortionFree(factors)
+        else:
+            veil = DistortionBounded(factors, relative=True, **setting)
+        fitted.append((setting, Defended(split, veil)))
+    return fitted, left_out
+
+
+LARGEST_DENSE = 1024
+"""Components of a dense convolution that are computed at most."""
+
+
+def _chosen(
+    cell: PointsCell, fitted: Fitted, data: Dataset, place: Place, report: Report
+) -> tuple[list[int], list[Numbers]]:
+    """Which settings are attacked, and the validation accuracy of all where that decides."""
+    if cell.drop is None:
+        return list(range(len(fitted))), []
+    plain = [_model(cell, "plain", seed, data, place, report) for seed in cell.plain_seeds]
+    best = max(accuracy(model, data.val) for model in plain)
+    targets: list[Numbers] = []
+    for index, (setting, defended) in enumerate(fitted):
+        report(0.6, f"validation accuracy of {setting}")
+        try:
+            answers = view(defended.split, defended.veil, data.val)[1]
+        except DistortionError as error:
+            targets.append({"setting": setting, "index": index, "why": str(error)})
+            continue
+        targets.append({"setting": setting, "index": index, "val": _right(answers, data.val)})
+    possible = [one for one in targets if "val" in one]
+    good = [one for one in possible if one["val"]["value"] >= best - cell.drop]
+    # Settings come from the weakest to the strongest; where none is good enough, the least bad one is shown.
+    taken = good[-1] if good else max(possible, key=lambda one: one["val"]["value"], default=None)
+    for one in targets:
+        one["drop"] = best - one["val"]["value"] if "val" in one else None
+        one["taken"] = one is taken
+    return [taken["index"]] if taken else [], targets
+
+
+def _right(logits: torch.Tensor, part: Part) -> Numbers:
+    return proportion((logits.argmax(1) == part.y).numpy()).as_row()
+
+
+def _targets(val: torch.Tensor, test: torch.Tensor, data: Dataset) -> Numbers:
+    right = pack((test.argmax(1) == data.test.y).numpy())
+    return {"val": _right(val, data.val), "test": _right(test, data.test), "right": right}
+
+
+def _lines(lines: References) -> Numbers:
+    return {name: getattr(lines, name).as_row() for name in ("label", "logits", "raw")}
+
+
+def _point(setting: dict[str, Any], defended: Defended, leaks: dict[str, Leakage], data: Dataset) -> Numbers:
+    first = next(iter(leaks.values()))
+    cost = edge_cost(defended.split, defended.veil, data.test.images(slice(0, 1)).to(defended.split.device))
+    message = defended.veil.message
+    return {
+        "setting": setting, "facts": defended.facts, "components": message.shape[0] if message.shape else None,
+        "message_shape": list(message.shape), "fixed_length": message.fixed_length,
+        "message_bytes": first.message_bytes, "edge_macs": cost.client_macs + cost.encoder_macs,
+        "target": {
+            "val": first.target_validation.as_row(), "test": first.target.as_row(), "right": pack(first.answered),
+        },
+        "leaks": {name: _leak(leak) for name, leak in leaks.items()},
+    }  # fmt: skip
+
+
+def _leak(leak: Leakage) -> Numbers:
+    names = ("balanced", "auc", "bits", "excess", "excess_over_label", "advantage")
+    return {
+        "best": leak.best, "validation": leak.validation, "accuracy": leak.attack.as_row(),
+        **{name: getattr(leak, name).as_row() for name in names}, "right": pack(leak.correct),
+        "several": {str(count): found.as_row() for count, found in leak.several.items()},
+    }  # fmt: skip
+
+
+def only(cell: PointsCell, settings: Sequence[dict[str, Any]]) -> list[PointsCell]:
+    """A cell for each setting alone: for defences that train a network, so that one that is killed costs one."""
+    return [replace(cell, settings=(setting,)) for setting in settings]

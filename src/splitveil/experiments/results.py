@@ -1,0 +1,169 @@
+"""The page of results: what ran, and each claim of the paper beside its verdict, made from rows alone."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from splitveil.errors import ExperimentError
+from splitveil.experiments.areas import area
+from splitveil.experiments.cells import Row
+from splitveil.experiments.comparisons import pairs_of, points_of
+from splitveil.experiments.frontier import OURS, curves
+from splitveil.experiments.tables import markdown, percent
+from splitveil.experiments.verdicts import CLAIMS, Claim, Verdict
+
+_TITLES = {
+    "fig2": "Figure 2: signal content by layer",
+    "fig3": "Figure 3: the attack against the cut",
+    "fig4": "Figure 4: both errors against the components sent",
+    "fig5": "Figure 5: ours and pruning",
+    "fig6": "Figure 6: ours and adversarial training",
+    "fig7": "Figure 7: one component, six hidden attributes",
+    "baselines": "Every baseline",
+    "cost": "Section 4.3: bytes and edge compute",
+}
+_OF_POINTS = ("fig3", "fig4", "fig5", "fig6", "fig7", "baselines")
+_HOW = (
+    "Made from the rows in `results/` by `splitveil reproduce`; no number is written by hand. Accuracies and drops are "
+    "in %, differences in points, each with its 95 % interval: a bootstrap over the test samples, the same resamples "
+    "for all, and over the seeds where there are several. Attacks and settings are chosen on validation and scored "
+    "once on test. A part of a claim *holds* where its whole interval says so, and else *does not hold*, which may "
+    "mean that the opposite is true or that the test images cannot tell; the numbers say which. The rule of each "
+    "verdict is the docstring of its judge in `splitveil.experiments.verdicts`."
+)
+
+
+def summary_page(rows_by_experiment: Mapping[str, Sequence[Row]]) -> str:
+    """The Markdown of ``docs/results.md``.
+
+    Args:
+        rows_by_experiment: the rows of each experiment by its name, "fig2" to "fig7", "baselines" and "cost"; those
+            without rows may be missing, and are said to be not measured.
+    """
+    points = _distinct(row for name in _OF_POINTS for row in rows_by_experiment.get(name, ()))
+    verdicts = [(claim, _judged(claim, rows_by_experiment.get(claim.figure, ()))) for claim in CLAIMS]
+    sections = [_section(name, verdicts, bool(rows_by_experiment.get(name))) for name in _TITLES]
+    parts = ["# Results", _HOW, _verdicts_part(verdicts), *_ran(rows_by_experiment, points)]
+    parts += [*_strongest(points), *_areas(rows_by_experiment.get("baselines", ())), *sections]
+    return "\n\n".join(parts) + "\n"
+
+
+def _judged(claim: Claim, rows: Sequence[Row]) -> Verdict:
+    if not rows:
+        return Verdict("not measured", ())
+    try:
+        return claim.judge(rows)
+    except ExperimentError:  # a sweep under way may lack the rows that the others are measured against
+        return Verdict("not measured", ())
+
+
+def _distinct(rows: Iterable[Row]) -> list[Row]:
+    """Each row once: figures share them."""
+    return list({json.dumps([row.experiment, row.config], sort_keys=True): row for row in rows}.values())
+
+
+def _verdicts_part(verdicts: Sequence[tuple[Claim, Verdict]]) -> str:
+    lines = [[_TITLES[claim.figure].split(":")[0], claim.text, f"**{verdict.word}**"] for claim, verdict in verdicts]
+    return "## The paper's claims\n\n" + markdown(["where", "claim", "verdict here"], lines)
+
+
+def _ran(rows_by_experiment: Mapping[str, Sequence[Row]], points: Sequence[Row]) -> list[str]:
+    lines = [
+        line
+        for name, _ in pairs_of(points)
+        for line in _ran_on(name, [row for row in points if row.config["data"] == name])
+    ]
+    everything = _distinct(row for rows in rows_by_experiment.values() for row in rows)
+    hours = sum(_seconds(row.seconds) for row in everything) / 3600
+    devices = " and ".join(sorted({row.device for row in everything}))
+    heads = ["data", "cuts", "rows", "seeds of ours", "seeds of others", "epochs", "precision", "hidden", "attacks"]
+    took = (
+        f"The {len(everything)} rows took {hours:.1f} hours on {devices or 'nothing'}, summed over rows, so that those "
+        "which ran side by side count each; models that were trained before do not count."
+    )
+    images = ", ".join({row.config["data"]: f"{row.config['data']} {row.numbers['n_test']}" for row in points}.values())
+    told = [markdown(heads, lines), f"Test images: {images}."] if lines else []
+    return ["## What ran", *told, took]
+
+
+def _ran_on(name: str, rows: Sequence[Row]) -> list[list[str]]:
+    """A line for all cuts that ran alike."""
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    for cut in sorted({row.config["cut"] for row in rows}):
+        its = [row for row in rows if row.config["cut"] == cut]
+        alike.setdefault(_facts(its), []).extend(its)
+    return [
+        [name, _values("cut", its), str(len(its)), *facts] for facts, its in alike.items()
+    ]  # fmt: skip
+
+
+def _facts(rows: Sequence[Row]) -> tuple[str, ...]:
+    own = [row for row in rows if row.config["training"] == "paper"]
+    others = [row for row in rows if row.config["training"] == "plain"]
+    lists = [dict.fromkeys(each for row in rows for each in row.config[key]) for key in ("hidden", "attacks")]
+    return (
+        _values("seed", own), _values("seed", others), _values("epochs", rows), _values("precision", rows),
+        *map(", ".join, lists),
+    )  # fmt: skip
+
+
+def _values(key: str, rows: Sequence[Row]) -> str:
+    return ", ".join(map(str, sorted({row.config[key] for row in rows}))) or "–"
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, Mapping):
+        return sum(map(_seconds, value.values()))
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _strongest(points: Sequence[Row]) -> list[str]:
+    """How often each adversary was the best on validation, over all messages and attributes of a data set."""
+    found: dict[str, Counter[str]] = {}
+    for row in points:
+        leaks = [leak for one in row.numbers["points"] for leak in one["leaks"].values()]
+        found.setdefault(row.config["data"], Counter()).update(leak["best"] for leak in leaks)
+    names = sorted({name for counts in found.values() for name in counts})
+    if not names:
+        return []
+    lines = [
+        [data, str(counts.total()), f"**{counts.most_common(1)[0][0]}**", *(str(counts[name]) for name in names)]
+        for data, counts in found.items()
+        if counts
+    ]
+    how = "How often each was the best on validation, over all defences, settings and hidden attributes."
+    return ["## The strongest adversary", how, markdown(["data", "messages", "strongest", *names], lines)]
+
+
+def _areas(rows: Sequence[Row]) -> list[str]:
+    """The area between our curve and each baseline's at cut 4."""
+    lines = []
+    for data, hidden in pairs_of(rows):
+        found = curves(rows, data, hidden)
+        for name in found if OURS in found else ():
+            between = area(found[OURS], found[name]) if name != OURS else None
+            if between is not None:
+                width = percent(between.width)
+                lines.append([f"{data}, {hidden}", name, points_of(between.area, 1e4), width, str(between.seeds)])
+            elif name != OURS:
+                lines.append([f"{data}, {hidden}", name, "no common range", "–", "–"])
+    if not lines:
+        return []
+    how = (
+        "Attack error over target error at cut 4, ours less theirs, over the target errors that both reach: above 0, "
+        "ours hides more at equal target error, on average by the area over the width."
+    )
+    heads = ["data, hidden", "against", "area, points²", "width, points", "seeds"]
+    return ["## Area between our curve and each baseline's", how, markdown(heads, lines)]
+
+
+def _section(name: str, verdicts: Sequence[tuple[Claim, Verdict]], there: bool) -> str:
+    parts = [f"## {_TITLES[name]}"]
+    for claim, verdict in verdicts:
+        if claim.figure == name:
+            parts.append(f"**{claim.text}** Verdict: **{verdict.word}**.")
+            parts += ["\n".join(f"- {line}" for line in verdict.lines)] if verdict.lines else []
+    if there:
+        parts += [f"![{_TITLES[name]}](../results/{name}/plot.svg)", f"[All numbers](../results/{name}/table.md)"]
+    return "\n\n".join(parts)

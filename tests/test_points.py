@@ -1,0 +1,219 @@
+"""Points: each defence at one cut, attacked or chosen on validation, as rows; which cells the figures share."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import splitveil as sv
+from splitveil import measure
+from splitveil.attack import ATTACKS, Guess, View
+from splitveil.baselines import BASELINES
+from splitveil.experiments import grids, lines, pictures, points
+from splitveil.experiments.cells import Place, slug
+from splitveil.experiments.grids import CELEBA, adversarial, attributes, cuts, frontier, pruning, tradeoff
+from splitveil.experiments.points import PointsCell
+from splitveil.experiments.training import Settings
+from splitveil.measure.scores import unpack
+from splitveil.runs import Run
+from splitveil.train import accuracy
+
+REAL = Settings(precision="bfloat16")
+
+
+def slugs(cells: list[PointsCell]) -> list[str]:
+    return [slug(cell) for cell in cells]
+
+
+# Which cells there are.
+
+
+def test_figures_share_the_cells_of_our_method() -> None:
+    ours = set(slugs(tradeoff(REAL)))
+    assert len(ours) == 4 * 2 * 3  # data sets, recipes, seeds
+    for figure in (pruning, adversarial, frontier):
+        assert ours < set(slugs(figure(REAL)))
+    at_cut_4 = [cell for cell in cuts(REAL) if (cell.cut, cell.defence) == (4, "top")]
+    assert set(slugs(at_cut_4)) == {slug(cell) for cell in tradeoff(REAL) if cell.training == "paper"}
+    assert set(slugs(attributes(REAL))) < set(slugs(adversarial(REAL)))
+
+
+@pytest.mark.parametrize("figure", [tradeoff, pruning, adversarial, attributes, frontier, cuts])
+def test_every_cell_has_a_name_of_its_own_and_json_values(figure: Any) -> None:
+    for settings in (REAL, Settings(quick=True)):
+        cells = figure(settings)
+        assert len(set(slugs(cells))) == len(cells) > 0
+        for cell in cells:
+            assert json.loads(json.dumps(asdict(cell)))["data"] == cell.data
+
+
+def test_every_baseline_has_its_whole_grid_on_every_data_set() -> None:
+    cells = [cell for cell in frontier(REAL) if cell.defence in BASELINES]
+    for name, grid in BASELINES.items():
+        for data in grids.DATA:
+            its = [cell for cell in cells if (cell.defence, cell.data) == (name, data)]
+            assert sum((cell.settings for cell in its), ()) == points.settings_of(name)
+            assert len(its) == (len(grid) if name in grids.TRAIN_A_NETWORK else 1)
+            assert {(cell.training, cell.cut, cell.seed) for cell in its} == {("plain", 4, 0)}
+    assert {len(grid) for name, grid in BASELINES.items() if name != "leace"} == {5}
+
+
+def test_figure_7_has_six_attributes_and_is_told_male() -> None:
+    cells = attributes(REAL)
+    assert {(cell.data, cell.hidden, cell.seed) for cell in cells} == {("celeba", CELEBA, 0)}
+    assert cells[0].hidden[0] == "Male"
+    assert {cell.defence for cell in cells} == {"top", "adversarial"}
+    assert attributes(Settings(data=("utkface",))) == []
+
+
+def test_figure_3_has_every_cut_and_both_operators_at_convolutions() -> None:
+    found = {(cell.cut, cell.operator, cell.defence) for cell in cuts(REAL)}
+    connected = {(cut, "dense", name) for cut in (4, 5, 6) for name in ("top", "free", "bounded")}
+    patch = {(cut, "patch", name) for cut in (1, 2, 3) for name in ("top", "free", "bounded")}
+    dense = {(cut, "dense", name) for cut in (1, 2, 3) for name in ("top", "bounded")}  # nothing to free there
+    assert found == connected | patch | dense
+    chosen = {(cell.cut, cell.defence) for cell in cuts(REAL) if cell.drop == 0.01}
+    assert chosen == {(cut, "bounded") for cut in range(1, 7)} | {(cut, "top") for cut in (1, 2, 3)}
+
+
+# What a cell computes, on few images.
+
+
+class Regression:
+    """A quick attack: linear regression of the secret's values."""
+
+    name = "linear"
+    fits = 0
+
+    def fit(self, train: View, secret: torch.Tensor, *_: object, n_values: int, **__: object) -> Guess:
+        type(self).fits += 1
+        values = torch.nn.functional.one_hot(secret, n_values).double()
+        weight = torch.linalg.pinv(with_one(train)) @ values
+        return lambda view: torch.log_softmax(4 * with_one(view) @ weight, 1)
+
+
+def with_one(view: View) -> torch.Tensor:
+    return torch.nn.functional.pad(view.sent.flatten(1).double(), (0, 1), value=1.0)
+
+
+@pytest.fixture(scope="module")
+def few() -> sv.Dataset:
+    """300 images 1×16×16: which half is bright is the target; hidden is which rows."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(300, 1, 16, 16, generator=generator) * 0.3
+    y, hidden = torch.randint(0, 2, (300,), generator=generator), torch.randint(0, 4, (300,), generator=generator)
+    for image, half, row in zip(x, y.tolist(), hidden.tolist(), strict=True):
+        image[:, :, 8 * half : 8 * half + 8] += 0.4
+        image[:, 4 * row : 4 * row + 4] += 0.2
+    return sv.Dataset.from_arrays(x, y, {"digit": hidden, "other": 1 - y})
+
+
+@pytest.fixture
+def place(few: sv.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    for module in (points, pictures):
+        monkeypatch.setattr(module, "load_data", lambda *_, **__: few)
+    monkeypatch.setattr(points, "ATTACKS", (Regression(), *(one for one in ATTACKS if one.name != "linear")))
+    return Place(tmp_path_factory.getbasetemp() / "points")  # trained once
+
+
+def cell(**changes: Any) -> PointsCell:
+    first = tradeoff(Settings(quick=True, epochs=3))[0]
+    return replace(first, **changes)
+
+
+def test_a_cell_of_ours_holds_what_leakage_gives(few: sv.Dataset, place: Place) -> None:
+    shares: list[float] = []
+    one = cell(settings=({"m": 8}, {"m": 1}), hidden=("digit", "other"))
+    result = points.compute(one, place, lambda share, _: shares.append(share))
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] <= 1
+    numbers, n = result.numbers, len(few.test)
+    (folder,) = (place.runs / "models").glob("*-all-0-*")
+    model = sv.SplitModel(Run(folder).model(), at=4)
+    assert numbers["n_test"] == n
+    assert numbers["undefended"]["val"]["value"] == accuracy(model.model, few.val)
+    assert unpack(numbers["undefended"]["right"], n).mean() == accuracy(model.model, few.test)
+    factors = sv.factorise(model.server_layer, feature_shape=model.client(few.test.x).shape[1:])
+    for found, m in zip(numbers["points"], (8, 1), strict=True):
+        assert (found["setting"], found["components"], found["message_bytes"]) == ({"m": m}, m, 16 + 4 * m)
+        for name in ("digit", "other"):
+            ours = measure.leakage(model, sv.TopComponents(factors, m=m), few, hidden=name, attacks=[Regression()])
+            leak = found["leaks"][name]
+            assert leak["accuracy"]["value"] == pytest.approx(float(ours.attack), abs=0.03)
+            assert unpack(leak["right"], n).mean() == pytest.approx(leak["accuracy"]["value"])
+            assert found["target"]["test"]["value"] == pytest.approx(float(ours.target))
+            assert unpack(found["target"]["right"], n).mean() == pytest.approx(float(ours.target))
+            assert numbers["lines"][name]["raw"]["accuracy"]["value"] == pytest.approx(float(ours.raw), abs=0.03)
+            assert numbers["prior"][name]["value"] == float(ours.prior)
+
+
+def test_reference_lines_are_computed_once(few: sv.Dataset, place: Place, tmp_path: Path) -> None:
+    split = sv.SplitModel(sv.Table1Net(few.input_shape, 2), at=4)
+    same: dict[str, Any] = {"hidden": ("digit",), "attacks": [Regression()], "several": (1,)}
+    mine = replace(place, runs=tmp_path)
+    first = lines.kept_lines("few", split, few, mine, seed=0, **same)["digit"]
+    before = Regression.fits
+    again = lines.kept_lines("few", split, few, mine, seed=0, **same)["digit"]
+    assert Regression.fits == before
+    assert again.raw.accuracy == first.raw.accuracy
+    assert again.raw.accuracy.interval == first.raw.accuracy.interval
+    assert (again.raw.correct == first.raw.correct).all()
+    assert again.raw.several[1] == first.raw.several[1]
+    for changed in ({"seed": 1}, {"seed": 0, "several": ()}):
+        lines.kept_lines("few", split, few, mine, **{**same, **changed})
+        assert Regression.fits > before
+        before = Regression.fits
+
+
+def test_a_baseline_is_fitted_at_each_of_its_settings(place: Place) -> None:
+    one = cell(training="plain", defence="pruning", settings=({"m": 16}, {"m": 1}))
+    numbers = points.compute(one, place, lambda *_: None).numbers
+    assert [found["setting"] for found in numbers["points"]] == [{"m": 16}, {"m": 1}]
+    assert [found["message_shape"] for found in numbers["points"]] == [[16], [1]]
+
+
+def test_the_shortest_message_within_the_drop_is_taken_and_alone_attacked(place: Place, few: sv.Dataset) -> None:
+    grid = tuple({"m": m} for m in (16, 8, 4, 2, 1))
+    numbers = points.compute(cell(settings=grid, drop=0.05, plain_seeds=(0,)), place, lambda *_: None).numbers
+    (folder,) = (place.runs / "models").glob("*-plain-0-*")
+    best = accuracy(Run(folder).model(), few.val)
+    targets = {one["setting"]["m"]: one for one in numbers["targets"]}
+    assert all(one["drop"] == pytest.approx(best - one["val"]["value"]) for one in targets.values())
+    good = [m for m, one in targets.items() if one["drop"] <= 0.05]
+    assert good  # else the case says nothing
+    assert [m for m, one in targets.items() if one["taken"]] == [min(good)]
+    assert [found["setting"] for found in numbers["points"]] == [{"m": min(good)}]
+    nothing = points.compute(cell(settings=grid, drop=-1.0, plain_seeds=(0,)), place, lambda *_: None).numbers
+    accurate = max(targets.values(), key=lambda one: one["val"]["value"])
+    assert [found["setting"] for found in nothing["points"]] == [accurate["setting"]]
+
+
+def test_what_is_not_possible_is_named(place: Place) -> None:
+    at_3 = cell(cut=3, operator="patch", settings=({"m": 10_000}, {"m": 4}))
+    numbers = points.compute(at_3, place, lambda *_: None).numbers
+    assert [found["setting"] for found in numbers["points"]] == [{"m": 4}]
+    assert numbers["left_out"] == [{"setting": {"m": 10_000}, "why": "the layer has 64 components"}]
+
+
+def test_subjects_may_send_several_messages(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert points.SUBJECTS == ("writer", "identity")
+    monkeypatch.setattr(points, "SUBJECTS", ("digit",))
+    monkeypatch.setattr(points, "SEVERAL", (1, 3))
+    found = points.compute(cell(settings=({"m": 8},)), place, lambda *_: None).numbers
+    assert set(found["points"][0]["leaks"]["digit"]["several"]) == {"1", "3"}
+    assert set(found["lines"]["digit"]["raw"]["several"]) == {"1", "3"}
+
+
+def test_pictures_are_scored_and_kept_out_of_the_results(place: Place) -> None:
+    one = replace(pictures.cells(Settings(quick=True, epochs=3))[0], kept=(8,), shown=4)
+    numbers = pictures.compute(one, place, lambda *_: None).numbers
+    scores = {name: each["ssim"]["value"] for name, each in numbers["messages"].items()}
+    assert list(scores) == ["raw feature", "distortion-free", "m'=8", "mean image"]
+    assert scores["raw feature"] > scores["mean image"]
+    assert (place.runs / "pictures" / numbers["picture"]).read_bytes().startswith(b"\x89PNG")
+    row = type("R", (), {"config": {"data": "few"}, "numbers": numbers})()
+    assert "| mean image |" in pictures.table([row])
+    assert pictures.plot([row]).axes
