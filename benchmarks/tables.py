@@ -11,13 +11,14 @@ from typing import Any
 
 from splitveil.experiments.ablation import DATA, variants_of
 from splitveil.experiments.cells import Row, read_rows
-from splitveil.experiments.reproduction import PAPER, rows_of
+from splitveil.experiments.reproduction import PAPER, rows_of, show
 from splitveil.experiments.results import summary_page
 from splitveil.experiments.tables import Estimate, at_cut, attack_at, markdown, percent, summary
 from splitveil.experiments.training import KEPT, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results: made by benchmarks/tables.py from results/ablation -->", "<!-- end of results -->"
+SETTINGS = Settings(precision="bfloat16")  # of the published run
 TITLES = {
     "utkface": "**UTKFace**: target gender, hidden race (5 values)",
     "celeba": "**CelebA**: target smiling, hidden gender",
@@ -29,6 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
+    for name in () if check else PAPER:
+        show(name, SETTINGS, ROOT / "results", ROOT / "runs")
     for path, made in ((ROOT / "README.md", readme()), (ROOT / "docs" / "results.md", results())):
         if not check:
             path.write_text(made, encoding="utf-8")
@@ -47,9 +50,7 @@ def readme() -> str:
 
 
 def results() -> str:
-    """The page of the published run: 20 epochs in bfloat16."""
-    settings = Settings(precision="bfloat16")
-    return summary_page({name: rows_of(name, settings, ROOT / "results") for name in PAPER})
+    return summary_page({name: rows_of(name, SETTINGS, ROOT / "results") for name in PAPER})
 
 
 def table(rows: list[Row], data: str) -> str:

@@ -25,7 +25,7 @@ from splitveil.train import fastest_precision
 COMMANDS = ("demo", "data", "inspect", "train", "profile", "choose", "attack")
 ESTIMATES = (
     "attack", "prior", "label", "logits", "raw", "excess", "excess_over_label", "advantage", "balanced", "auc",
-    "bits", "target", "undefended",
+    "bits", "target", "undefended", "target_validation",
 )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def test_attack_gives_every_number_with_its_interval(
     assert result["message_shape"] == [3]
     assert list(result["hidden"]) == ["digit"]
     row = result["hidden"]["digit"]
-    assert set(row) == {*ESTIMATES, "best", "message_bytes", "validation"}
+    assert set(row) == {*ESTIMATES, "best", "message_bytes", "validation", "several"}
     for name in ESTIMATES:
         assert set(row[name]) == {"value", "low", "high"}
         assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]

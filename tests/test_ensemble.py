@@ -63,7 +63,7 @@ def test_members_guess_as_if_they_had_been_alone(public):
 def test_a_member_learns_as_a_network_of_its_own_does(public):
     """Step for step: the same first weights, the same updates, the same running statistics."""
     task = job(public, 8, 3, 0)
-    training = replace(QUICK, epochs=3, least_steps=1, batch_size=N, weight_decays=(0.1,))  # order plays no part
+    training = replace(QUICK, epochs=3, least_steps=1, batch_size=N, weight_decays=(10.0,))  # order plays no part
     build = lambda: perceptron((9, 16, 8), 3)  # noqa: E731
     candidate = Candidate(build, standardised(View.vectors, task.train), task, training)
     (together,) = ensemble.fit_networks([candidate])
@@ -185,6 +185,23 @@ def test_seeds_make_it_repeatable_and_leave_the_global_generator_alone(public):
         assert torch.equal(torch.get_rng_state(), state)
     assert all(map(torch.equal, found[0], found[1]))
     assert not any(map(torch.equal, found[0], found[2]))
+
+
+def test_the_seed_decides_the_order_of_the_views_too(public):
+    task = job(public, 8, 3, 0)
+
+    def build() -> nn.Module:
+        net = nn.Linear(9, 3)
+        nn.init.zeros_(net.weight), nn.init.zeros_(net.bias)
+        return net
+
+    inputs = standardised(View.vectors, task.train)
+    tasks = [replace(task, seed=seed) for seed in (0, 1, 0)]
+    first, other, again = (
+        guess(task.val) for guess in ensemble.fit_networks([Candidate(build, inputs, each, QUICK) for each in tasks])
+    )
+    assert not torch.equal(first, other)
+    torch.testing.assert_close(first, again)
 
 
 def test_a_long_message_and_a_network_that_is_no_chain_are_fitted_beside_the_others(public):

@@ -12,7 +12,7 @@ import splitveil as sv
 from splitveil import measure
 from splitveil.attack import ATTACKS, Guess, View
 from splitveil.baselines import BASELINES
-from splitveil.experiments import grids, lines, pictures, points
+from splitveil.experiments import grids, lines, pictures, points, reproduction
 from splitveil.experiments.cells import Place, slug
 from splitveil.experiments.grids import CELEBA, adversarial, attributes, cuts, frontier, pruning, tradeoff
 from splitveil.experiments.points import PointsCell
@@ -217,3 +217,15 @@ def test_pictures_are_scored_and_kept_out_of_the_results(place: Place) -> None:
     row = type("R", (), {"config": {"data": "few"}, "numbers": numbers})()
     assert "| mean image |" in pictures.table([row])
     assert pictures.plot([row]).axes
+
+
+def test_pages_are_made_from_the_rows_alone(tmp_path: Path) -> None:
+    quick = Settings(quick=True)
+    assert reproduction.show("cost", quick, tmp_path, tmp_path) == []
+    reproduction.reproduce("cost", quick, tmp_path, Place(tmp_path), jobs=1)
+    pages = {path.name: path.read_bytes() for path in (tmp_path / "cost").iterdir() if path.is_file()}
+    assert set(pages) == {"table.md", "plot.svg", "page.html"}
+    for name in pages:
+        (tmp_path / "cost" / name).unlink()
+    written = reproduction.show("cost", quick, tmp_path, tmp_path)
+    assert {path.name: path.read_bytes() for path in written} == pages

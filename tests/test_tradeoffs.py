@@ -52,14 +52,14 @@ def test_the_table_has_the_numbers() -> None:
 
 
 def test_several_messages_of_one_subject_have_a_table() -> None:
-    several = {str(count): share(1 - 0.1 * count) for count in (1, 5)}
+    several = {str(count): share(1 - 0.1 * count) for count in (1, 10, 5)}  # as JSON sorts its keys
     one = tradeoff("top", OWN)
     numbers = one.numbers | {"points": [{**each, "leaks": {"race": {**each["leaks"]["race"], "several": several}}}
                                         for each in one.numbers["points"]]}  # fmt: skip
     numbers["lines"] = {"race": {name: {**line(0.5), "several": several} for name in ("label", "logits", "raw")}}
     table = tradeoffs.kept_table([one.model_copy(update={"numbers": numbers})])
-    assert "| data, subject | defence | sent | 1 messages | 5 messages |" in table
-    assert "| utkface, race | ours | m'=1 | 10.0 [9.0, 11.0] | 50.0 [49.0, 51.0] |" in table
+    assert "| data, subject | defence | sent | from 1 | from 5 | from 10 |" in table
+    assert "| utkface, race | ours | m'=1 | 10.0 [9.0, 11.0] | 50.0 [49.0, 51.0] | 100.0" in table
     assert "| utkface, race | ours | raw | 10.0" in table
 
 

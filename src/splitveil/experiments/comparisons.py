@@ -172,11 +172,11 @@ def several_table(rows: Sequence[Row]) -> str:
             sent += [
                 (line, [one["lines"][hidden][line].get("several", {}) for one in known]) for line in ("logits", "raw")
             ]
-            counts = counts or [count for _, its in sent for count in its[0]][:3]
+            counts = counts or sorted({count for _, its in sent for each in its for count in each}, key=int)
             lines += [[f"{data}, {hidden}", name, what, *_several(its, counts)] for what, its in sent if all(its)]
     if not lines:
         return ""
-    return markdown(["data, subject", "defence", "sent", *(f"{count} messages" for count in counts)], lines)
+    return markdown(["data, subject", "defence", "sent", *(f"from {count}" for count in counts)], lines)
 
 
 def _several(its: Sequence[dict[str, Estimate]], counts: Sequence[str]) -> list[str]:

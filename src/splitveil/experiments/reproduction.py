@@ -173,6 +173,22 @@ def rows_of(name: str, settings: Settings, out: Path) -> list[Row]:
     return chosen_rows(read_rows(out / kind / "rows", kind)[0], experiment.cells(settings))
 
 
+def show(name: str, settings: Settings, out: Path, runs: Path) -> list[Path]:
+    """Make table, plot and page of an experiment from the rows that are there; nothing is computed.
+
+    Args:
+        name: of the experiment.
+        settings: which version of it.
+        out: the folder of all results.
+        runs: where trained models, and pictures, are kept.
+
+    Returns:
+        What was written; nothing without rows.
+    """
+    rows = rows_of(name, settings, out)
+    return _write(name, out / name, rows, find(name).table(rows) if rows else "", runs / "pictures")
+
+
 def _write(name: str, out: Path, rows: Sequence[Row], table: str, pictures: Path) -> list[Path]:
     if not rows:
         return []
