@@ -10,7 +10,8 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,ray,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,sign,ray,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps nvidia-pytriton  # the Triton binary inside it, for tests
 	touch $@
 
 demo: setup
@@ -30,6 +31,8 @@ benchmarks: setup
 	$(BIN)/python benchmarks/factorise.py --out benchmarks/results/factorise.json
 	$(BIN)/python benchmarks/training.py --out benchmarks/results/training.json
 	$(BIN)/python benchmarks/adversaries.py --out benchmarks/results/adversaries.json
+	$(BIN)/python benchmarks/edge.py --out benchmarks/results/edge.json
+	$(BIN)/python benchmarks/serving.py --out benchmarks/results/serving.json
 
 measurements: setup
 	$(BIN)/splitveil reproduce weights

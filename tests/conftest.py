@@ -16,6 +16,14 @@ settings.load_profile("splitveil")
 
 
 @pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``edge`` and ``server``: an untrained network on digit pairs, cut 4, m = 8. Copy to change it."""
+    from made_bundles import made_bundle
+
+    return made_bundle(tmp_path_factory.mktemp("exported") / "bundle")
+
+
+@pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data sets: skips where none is named, fails where one is named but missing."""
     named = os.environ.get("SPLITVEIL_DATA")

@@ -11,6 +11,7 @@ import splitveil as sv
 from splitveil.errors import NoChoiceError, ProfileError
 from splitveil.profile import Profile, check_weights, read_profile, write_profile
 from splitveil.statistics import drop_p_value
+from splitveil.wire import HEADER_BYTES, payload_bytes
 from test_house import without_extras
 
 N = 1000
@@ -23,11 +24,11 @@ def point(share: float) -> dict[str, float]:
 
 def row(at: int, m: int | None, lost: int = 0, gained: int = 0, n: int = N, **changes: Any) -> dict[str, Any]:
     """A row of cut `at`, which costs `at` million on the edge and `m` thousand for the encoder."""
-    right = round(0.9 * n) - lost + gained
+    right, size = round(0.9 * n) - lost + gained, HEADER_BYTES + payload_bytes(m or 9, changes.get("coding", "float32"))
     return {
         "cut": at, "layer": f"layer{at}", "operator": "dense", "method": "top", "m": m, "epsilon": None,
         "message_shape": (m or 9,), "fixed_length": True, "mean_components": float(m or 9),
-        "bytes_mean": 16.0 + 4 * (m or 9), "bytes_most": 16 + 4 * (m or 9), "raw_bytes": 4112,
+        "bytes_mean": float(size), "bytes_most": size, "raw_bytes": 4112,
         "client_macs": at * 10**6, "encoder_macs": (m or 9) * 1000,
         "client_parameters": 10, "encoder_parameters": 10, "samples": n, "agreeing": n - lost - gained,
         "agreement": point((n - lost - gained) / n), "accuracy": point(right / n), "lost": lost, "gained": gained,
@@ -128,7 +129,7 @@ def test_a_message_as_long_as_the_feature_is_never_chosen() -> None:
     # It is still tested: what it fails, the smaller ones of its cut fail too.
     with pytest.raises(NoChoiceError):
         sv.choose(profile(row(1, 4, **long), row(1, 16, **POOR, **long)), max_drop=2)
-    with pytest.raises(ProfileError, match="at least as long as the feature itself"):
+    with pytest.raises(ProfileError, match="as many coefficients as the feature itself"):
         sv.choose(profile(row(1, 16, **long)))
 
 
@@ -151,7 +152,7 @@ def test_without_labels_disagreement_bounds_the_drop_and_it_is_said() -> None:
     assert "from disagreement, since the profile has no labels" in choice.sentence
     assert sv.choose(THREE_CUTS, max_drop=2).by == "drop"
     assert "disagreement" not in sv.choose(THREE_CUTS, max_drop=2).sentence
-    with pytest.raises(NoChoiceError, match=r"nearest: cut 1 with m'=4, at most 0\.92 points"):
+    with pytest.raises(NoChoiceError, match=r"nearest: cut 1 with m'=4 in float32, at most 0\.92 points"):
         sv.choose(found, max_drop=0.3)  # Clopper and Pearson: 4 of 1000 at 95 %
 
 
@@ -159,7 +160,7 @@ def test_layers_without_numbers_are_ordered_by_the_clients_work() -> None:
     rows = [row(cut, 4, cut=None, layer=name) for cut, name in ((1, "early"), (2, "late"))]
     assert sv.choose(profile(*rows), max_drop=2).row.layer == "late"
     assert sv.choose(profile(*rows), max_drop=2, cut="early").row.layer == "early"
-    with pytest.raises(NoChoiceError, match=r"cut 'early' with m'=4, needs 1\.004M"):
+    with pytest.raises(NoChoiceError, match=r"cut 'early' with m'=4 in float32, needs 1\.004M"):
         sv.choose(profile(*rows), max_edge_macs=5)
 
 
@@ -168,30 +169,31 @@ def test_layers_without_numbers_are_ordered_by_the_clients_work() -> None:
     [
         (
             {"max_edge_macs": 1000},
-            "no cut needs at most 1k multiply-accumulates on the edge; the cheapest, cut 1 with m'=1, needs 1.001M",
+            "no cut needs at most 1k multiply-accumulates on the edge; the cheapest, cut 1 with m'=1 in float32, needs "
+            "1.001M",
             (1, 1),
         ),
         (
             {"max_edge_macs": 1000, "cut": 3},
-            "cut 3 never needs at most 1k multiply-accumulates on the edge; the cheapest, cut 3 with m'=1, needs "
-            "3.001M",
+            "cut 3 never needs at most 1k multiply-accumulates on the edge; the cheapest, cut 3 with m'=1 in float32, "
+            "needs 3.001M",
             (3, 1),
         ),
         (
             {"max_bytes": 19, "max_edge_macs": 2.5e6},
-            "no message at cuts 1 and 2 has at most 19 bytes; the shortest, cut 1 with m'=1, has 20",
+            "no message at cuts 1 and 2 has at most 19 bytes; the shortest, cut 1 with m'=1 in float32, has 20",
             (1, 1),
         ),
         (
             {"max_drop": 0.1, "max_edge_macs": 2.5e6},
             "no m' at the affordable cuts 1 and 2 is proven to drop at most 0.1 points at 95 % confidence; nearest: "
-            "cut 2 with m'=16, at most 0.41 points",
+            "cut 2 with m'=16 in float32, at most 0.41 points",
             (2, 16),
         ),
         (
             {"max_drop": 0.1, "cut": 2},
-            "no m' at cut 2 is proven to drop at most 0.1 points at 95 % confidence; nearest: cut 2 with m'=16, at "
-            "most 0.41 points",
+            "no m' at cut 2 is proven to drop at most 0.1 points at 95 % confidence; nearest: cut 2 with m'=16 in "
+            "float32, at most 0.41 points",
             (2, 16),
         ),
     ],
@@ -211,6 +213,8 @@ def test_a_wish_that_cannot_be_met_is_named_with_the_nearest_choice(
     [
         ({"cut": 9}, "the profile has no cut 9; it has: 1, 2, 3"),
         ({"cut": "layer9"}, "the profile has no cut layer9"),
+        ({"coding": "int8"}, "no rows coded as int8; it has: float32; choose one of these with --coding, or profile"),
+        ({"coding": "int3"}, "coding must be float32, int8 or int4, not 'int3'"),
         ({"max_edge_macs": 0}, "max_edge_macs must be a number above 0"),
         ({"max_edge_macs": float("nan")}, "max_edge_macs must be"),
         ({"max_bytes": float("inf")}, "max_bytes must be"),
@@ -227,6 +231,54 @@ def test_a_wish_that_cannot_be_met_is_named_with_the_nearest_choice(
 def test_nonsense_is_refused(wishes: dict[str, Any], says: str) -> None:
     with pytest.raises(ProfileError, match=says):
         sv.choose(THREE_CUTS, **wishes)
+
+
+def coded(*rows: dict[str, Any], **poorer: dict[str, int]) -> Profile:
+    """These rows in float32, and in every coding named with the counts given for it."""
+    others = []
+    for coding, counts in poorer.items():
+        for one in rows:
+            others.append(row(one["cut"], one["m"], **counts, coding=coding))
+    return profile(*rows, *others)
+
+
+SMALL = [row(cut, m, **GOOD) for cut in (1, 2) for m in (1, 4)]
+
+
+def test_int8_is_chosen_where_it_is_there_whatever_the_samples_say() -> None:
+    found = coded(*SMALL, int8=POOR, int4=GOOD)
+    with pytest.raises(NoChoiceError, match=r"nearest: cut 2 with m'=4 in int8, at most"):
+        sv.choose(found, max_drop=2)  # float32 and int4 would be proven: but then samples had chosen the coding
+    for coding in ("float32", "int4"):
+        choice = sv.choose(found, max_drop=2, coding=coding)
+        assert (choice.row.cut, choice.row.m, choice.row.coding) == (2, 1, coding)
+        assert choice.sentence.startswith(f"cut 2 with m'=1 in {coding}: ")
+        assert choice.as_row()["coding"] == coding
+    assert sv.choose(coded(*SMALL, int4=GOOD)).row.coding == "float32"
+    assert sv.choose(coded(*SMALL, int4=GOOD, int8=GOOD)).row.coding == "int8"
+
+
+def test_more_codings_cost_no_proof() -> None:
+    found = coded(*SMALL, int8=GOOD, int4=POOR)
+    alone = sv.choose(profile(*SMALL), max_drop=2)
+    for coding in ("float32", "int8"):
+        choice = sv.choose(found, max_drop=2, coding=coding)
+        assert (choice.level, choice.cuts) == (alone.level, alone.cuts) == (pytest.approx(0.05 / 2), 2)
+
+
+def test_bytes_are_those_of_the_coding() -> None:
+    found = coded(*SMALL, int8=GOOD, int4=GOOD)
+    assert [sv.choose(found, coding=coding).row.bytes_most for coding in ("float32", "int8", "int4")] == [32, 20, 18]
+    assert chosen(found, max_bytes=18, coding="int4") == (2, 4)
+    assert chosen(found, max_bytes=18, coding="int8") == (2, 1)
+    with pytest.raises(NoChoiceError, match=r"the shortest, cut 1 with m'=1 in float32, has 20"):
+        sv.choose(found, max_bytes=18, coding="float32")
+
+
+def test_integers_do_not_make_a_message_shorter_than_the_feature() -> None:
+    long = {"raw_bytes": 80}  # 16 bytes of header and 16 numbers, as many as the coefficients of m'=16
+    found = profile(*(row(1, m, coding=coding, **long) for m in (4, 16) for coding in ("float32", "int8")))
+    assert chosen(found) == chosen(found, coding="float32") == (1, 4)
 
 
 def naive(found: Profile, max_drop: float) -> dict[str, Any] | None:
@@ -292,10 +344,18 @@ def test_a_choice_survives_json(tmp_path: Path) -> None:
         (
             ["--max-edge-macs", "2.5e6", "--max-drop", "2"],
             0,
-            "cut 2 with m'=4: 2.004M multiply-accumulates",
-            "note: what it still tells: splitveil attack RUN --split 2 --method top --m 4 --operator dense",
+            "cut 2 with m'=4 in float32: 2.004M multiply-accumulates",
+            "note: what it still tells: splitveil attack RUN --split 2 --method top --m 4 --operator dense\n"
+            "note: to serve it: splitveil export RUN --out FOLDER --split 2 --m 4 --operator dense --coding float32 "
+            "--max-drop 2 --confidence 0.95\n",
         ),
         (["--max-edge-macs", "2500k", "--max-drop", "2", "--json"], 0, '"m": 4', ""),
+        (
+            ["--max-drop", "2", "--coding", "int4"],
+            2,
+            "",
+            "the profile has no rows coded as int4; it has: float32; choose one of these with --coding",
+        ),
         (["--max-edge-macs", "1k"], 2, "", "no cut needs at most 1k multiply-accumulates"),
         (["--max-edge-macs", "1k", "--json"], 2, '"reason": "no cut needs at most 1k', "no cut needs at most 1k"),
     ],
@@ -309,7 +369,7 @@ def test_choosing_runs_without_the_extra(tmp_path: Path, arguments: list[str], c
     assert out in " ".join(done.stdout.split())
     assert bool(out) == bool(done.stdout)
     assert err in done.stderr
-    assert done.stderr.count("\n") == bool(err)
+    assert done.stderr.count("\n") == max(bool(err), err.count("\n"))
     if "--json" in arguments:
         found = json.loads(done.stdout)
         assert (found["choice"] is None) == bool(code)

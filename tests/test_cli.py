@@ -247,6 +247,12 @@ def test_a_profile_is_made_and_chosen_from(
     assert err.startswith("note: what it still tells: splitveil attack RUN --split ")
     assert "proven at 95 % confidence to drop at most 5 points" in " ".join(out.split())
     assert "measured │ accuracy " in " ".join(out.split())
+    assert err.splitlines()[-1] == (
+        f"note: to serve it: splitveil export RUN --out FOLDER --split {choice['cut']} --m {choice['m']} "
+        "--operator dense --coding int8 --max-drop 5 --confidence 0.95"
+    )
+    code, out, err = splitveil(*wishes, "--coding", "int4", "--json")
+    assert (code, json.loads(out)["choice"]["coding"]) == (0, "int4")
 
     # What a smaller profile would lose is not written over.
     before = (folder / "profile.json").read_bytes()
@@ -274,6 +280,7 @@ def test_a_profile_speaks_to_people_and_names_its_reference(splitveil: Splitveil
     assert (code, err.count("\n")) == (0, 1)
     assert "1000 validation images of digit-pairs; drop against the model of" in text
     assert "ε=0.05" in text
+    assert [text.count(f"│ {coding} │") for coding in ("int8", "int4")] == [5, 5]  # m' = 1, 2, 4, 8 and all
     assert not json.loads((folder / "profile.json").read_text(encoding="utf-8"))["reference"]["own"]
     manifest = json.loads((plain / "run.json").read_text(encoding="utf-8"))
     manifest["data"]["digest"] = "0" * 64
@@ -415,12 +422,18 @@ def test_a_call_that_makes_no_sense_is_named_with_its_option(
     assert "Traceback" not in err
 
 
-def test_a_missing_extra_is_one_sentence(splitveil: Splitveil, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = ModuleNotFoundError("No module named 'pydantic'", name="pydantic")
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("torch", "train"), ("sklearn", "train"), ("grpc", "serve"), ("cryptography", "sign"), ("ray", "ray")],
+)
+def test_a_missing_extra_is_one_sentence(
+    splitveil: Splitveil, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
+) -> None:
+    error = ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.more")
     monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(error))
     code, out, err = splitveil(*TRAIN)
     assert (code, out) == (2, "")
-    assert err == "splitveil: this command needs the package 'pydantic': pip install 'splitveil[train]'\n"
+    assert err == f"splitveil: this command needs the package {package!r}: pip install 'splitveil[{extra}]'\n"
 
 
 def test_a_fault_of_ours_is_exit_code_1_with_a_traceback() -> None:

@@ -15,13 +15,17 @@ SOURCE = Path(sv.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a room imports from those before it only. The package's own face and `python -m` stand outside.
 ROOMS = (
-    "version", "errors", "message", "wire", "extras", "files", "statistics", "profile", "tensors", "data", "models",
-    "split", "linear", "obfuscate", "exchange", "cost", "train", "runs", "attack", "baselines", "measure", "profiling",
-    "figures", "report", "experiments", "demo", "cli",
+    "version", "errors", "message", "codec", "wire", "extras", "files", "statistics", "profile", "bundle",
+    "picture", "tensors", "data", "models", "split", "linear", "obfuscate", "exchange", "cost", "train",
+    "runs", "attack", "baselines", "measure", "profiling", "export", "figures", "report", "experiments",
+    "demo", "cli",
 )  # fmt: skip
 FACES = ("__init__", "__main__")
-EDGE = ("version", "errors", "message", "wire", "extras", "files", "statistics", "profile", "cli")
-HEAVY = ("torch", "scipy", "sklearn", "matplotlib", "PIL", "safetensors")  # typer brings pydantic
+EDGE = (
+    "version", "errors", "message", "codec", "wire", "extras", "files", "statistics", "profile", "bundle", "picture",
+    "cli",
+)  # fmt: skip
+HEAVY = ("torch", "scipy", "sklearn", "matplotlib", "safetensors", "onnx", "onnxscript")
 
 
 def room(path: Path) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,28 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import splitveil as sv
 from splitveil import profiling
 from splitveil.attack import Guess
+from splitveil.codec import CODINGS, Coding, dequantise, quantise
 from splitveil.cost import edge_cost
 from splitveil.errors import AttackError, ModelError, NoLinearLayerError, ProfileError, SplitError
 from splitveil.figures import profile_figure, write_figure
+from splitveil.linear import Operator
 from splitveil.message import Obfuscator
 from splitveil.profile import Profile, Row, read_profile, weights_digest, write_profile
 from splitveil.profiling import model_digest
+from splitveil.profiling.scaling import coding_scales
 from splitveil.tensors import write_tensors
+from splitveil.wire import Frame, decode, encode
 
 ROOT = Path(__file__).parents[1]
 KEPT, EPSILONS = (1, 3, 16, 64), (0.1, 0.5)
+OPERATORS: dict[int, Operator] = {2: "patch", 4: "dense"}
 
 
 def network(seed: int, n_classes: int = 3) -> sv.Table1Net:
@@ -74,6 +81,16 @@ def veil_of(row: Row, split: sv.SplitModel, x: Tensor) -> Obfuscator:
     return sv.DistortionBounded(factors, epsilon=row.epsilon or 0.0, relative=True)
 
 
+def in_integers(split: sv.SplitModel, veil: Obfuscator, data: sv.Dataset, coding: Coding) -> tuple[list[bytes], Tensor]:
+    """Frames of the validation images, and the answers to what they decode to."""
+    scales = coding_scales(split, veil, data.train, [coding])[coding]
+    with torch.no_grad():
+        integers = quantise(veil.encode(split.client(data.val.x)).numpy(), scales, coding)
+        frames = [encode(Frame(b"name", one.reshape(len(one), -1), coding)) for one in integers]
+        read = np.stack([decode(frame).values for frame in frames]).reshape(integers.shape).astype(np.int8)
+        return frames, split.answer(veil, torch.from_numpy(dequantise(read, scales))).argmax(1)
+
+
 def test_every_row_is_what_real_frames_give(model: sv.Table1Net, data: sv.Dataset, found: Profile) -> None:
     x, y = data.val.x, data.val.y
     uncut = model(x).argmax(1)
@@ -83,6 +100,8 @@ def test_every_row_is_what_real_frames_give(model: sv.Table1Net, data: sv.Datase
         frames = sv.Client(split, veil).send(x)
         answers = sv.Server(split, veil).answer(frames).argmax(1)
         _, kept = sv.Server(split, veil).read(frames)
+        if row.coding != "float32":
+            frames, answers = in_integers(split, veil, data, row.coding)
         sizes = [len(frame) for frame in frames]
         assert (row.bytes_mean, row.bytes_most) == (pytest.approx(np.mean(sizes)), max(sizes))
         assert row.mean_components == pytest.approx(float(kept.double().mean()))
@@ -102,8 +121,8 @@ def test_every_row_is_what_real_frames_give(model: sv.Table1Net, data: sv.Datase
     assert found.reference.accuracy.value == pytest.approx(float((uncut == y).double().mean()))
 
 
-def kept_at(found: Profile, cut: int) -> list[tuple[str, int | None]]:
-    return [(row.method, row.m) for row in found.rows if row.cut == cut]
+def kept_at(found: Profile, cut: int, coding: Coding = "float32") -> list[tuple[str, int | None]]:
+    return [(row.method, row.m) for row in found.rows if (row.cut, row.coding) == (cut, coding)]
 
 
 def test_the_grid_goes_up_to_the_rank_and_not_beyond(found: Profile) -> None:
@@ -112,10 +131,55 @@ def test_the_grid_goes_up_to_the_rank_and_not_beyond(found: Profile) -> None:
     assert kept_at(found, 2) == [("top", 1), ("top", 3), ("top", 16), ("free", 32), *bounded]
     assert kept_at(found, 4) == [("top", 1), ("top", 3), ("top", 16), ("top", 64), *bounded]
     assert kept_at(found, 6) == [("top", 1), ("free", 3), *bounded]
-    assert [row.operator for row in found.rows if row.m == 1] == ["patch"] * 3 + ["dense"] * 3
-    first = {row.cut: row for row in found.rows if row.m == 3}
+    assert [row.operator for row in found.rows if row.m == 1] == ["patch"] * 9 + ["dense"] * 9
+    first = {row.cut: row for row in found.rows if row.m == 3 and row.coding == "float32"}
     assert first[2].encoder_parameters == 3 * 16 * 9
     assert first[4].encoder_parameters == 3 * 64
+    stored = [row.encoder_parameters for row in found.rows if (row.cut, row.m) == (4, 3)]
+    assert stored == [3 * 64, 3 * 64 + 3, 3 * 64 + 3]  # one scale per component
+
+
+def test_every_message_of_fixed_length_is_measured_in_every_coding(model: sv.Table1Net, data: sv.Dataset) -> None:
+    found = sv.measure_profile(model, data, cuts=[2, 4], kept=KEPT, epsilons=EPSILONS)
+    for cut in (2, 4):
+        fixed = [place for place in kept_at(found, cut) if place[0] != "bounded"]
+        assert kept_at(found, cut, "int8") == kept_at(found, cut, "int4") == fixed
+    assert [row.coding for row in found.rows[:3]] == ["float32", "int8", "int4"]
+    few = sv.measure_profile(model, data, cuts=[2, 4], kept=KEPT, epsilons=EPSILONS, codings=["int4"])
+    assert {row.coding for row in few.rows if row.fixed_length} == {"int4"}
+    assert {row.coding for row in few.rows if not row.fixed_length} == {"float32"}
+    alike = [row for row in found.rows if row.coding == "int4" or not row.fixed_length]
+    assert list(few.rows) == alike
+    assert any(row.agreement.value < 1 for row in alike if row.fixed_length)
+
+
+@pytest.mark.parametrize("cut", [2, 4])
+def test_the_scales_of_fewer_components_are_the_first_of_those_of_more(
+    model: sv.Table1Net, data: sv.Dataset, cut: int
+) -> None:
+    split = sv.SplitModel(model, at=cut)
+    factors = sv.factorise(
+        split.server_layer, feature_shape=tuple(split.client(data.val.x[:1]).shape[1:]), operator=OPERATORS[cut]
+    )
+    longest, *shorter = (coding_scales(split, sv.TopComponents(factors, m=m), data.train, CODINGS) for m in (16, 1, 5))
+    assert set(longest) == {"int8", "int4"}
+    for found in shorter:
+        for coding, scales in found.items():
+            np.testing.assert_array_equal(scales, longest[coding][: len(scales)])
+    as_images = coding_scales(split, sv.TopComponents(factors, m=16), data.train.x, CODINGS)
+    np.testing.assert_array_equal(as_images["int8"], longest["int8"])
+
+
+def test_scales_are_those_of_the_training_part(model: sv.Table1Net, data: sv.Dataset) -> None:
+    dark = sv.Dataset(
+        name="dark", train=replace(data.train, pixels=data.train.pixels // 50), val=data.val, test=data.test,
+        classes=data.classes, hidden_classes=data.hidden_classes,
+    )  # fmt: skip
+    ours, theirs = (
+        sv.measure_profile(model, each, cuts=[4], kept=(1,), epsilons=(), codings=("int4",)).rows[-1].agreeing
+        for each in (data, dark)
+    )
+    assert ours != theirs
 
 
 def test_a_dense_convolution_keeps_at_most_64_components(model: sv.Table1Net, data: sv.Dataset) -> None:
@@ -134,7 +198,9 @@ def test_hidden_labels_are_not_read(model: sv.Table1Net, data: sv.Dataset, found
 def test_images_without_labels_give_agreement_alone(model: sv.Table1Net, data: sv.Dataset, found: Profile) -> None:
     bare = sv.measure_profile(model, data.val.x, kept=KEPT, epsilons=EPSILONS)
     nothing = {"accuracy": None, "lost": None, "gained": None, "drop": None}
-    assert bare.rows == tuple(row.model_copy(update=nothing) for row in found.rows)
+    exact, known = ([row for row in each.rows if row.coding == "float32"] for each in (bare, found))
+    assert exact == [row.model_copy(update=nothing) for row in known]  # integers have other scales here
+    assert len(bare.rows) == len(found.rows)
     assert (bare.data.part, bare.data.labelled, bare.reference.accuracy) == ("given", False, None)
     other = sv.measure_profile(model, data.val.x.flip(0), cuts=[6])
     assert other.data.digest != bare.data.digest
@@ -181,7 +247,7 @@ def test_leakage_is_measured_where_it_is_asked_for(
     asked = sv.measure_profile(model, data, cuts=[4, 5], kept=(1, 2), hidden=["colour"], attacks=[Shrug()])
     assert calls == [("layer4", "colour"), ("layer5", "colour")]  # once per cut
     for row in asked.rows:
-        assert set(row.leakage) == (set() if row.method == "bounded" else {"colour"})
+        assert set(row.leakage) == ({"colour"} if row.fixed_length and row.coding == "float32" else set())
     leak = asked.rows[0].leakage["colour"]
     assert leak["best"] == "shrug"
     assert leak["attack"].value == pytest.approx(float((data.test.hidden["colour"] == 0).double().mean()))  # type: ignore[union-attr]
@@ -192,7 +258,7 @@ def test_leakage_is_measured_where_it_is_asked_for(
 def test_a_model_without_numbered_cuts_is_profiled_by_names(data: sv.Dataset) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
-    named = sv.measure_profile(net, data.val.x, cuts=["1", "3", "3"], kept=(2,), epsilons=())
+    named = sv.measure_profile(net, data.val.x, cuts=["1", "3", "3"], kept=(2,), epsilons=(), codings=["float32"])
     assert [(row.cut, row.layer, row.method, row.m) for row in named.rows] == [
         (None, "1", "top", 2), (None, "1", "free", 8), (None, "3", "top", 2), (None, "3", "free", 3),
     ]  # fmt: skip
@@ -208,6 +274,10 @@ def test_a_model_without_numbered_cuts_is_profiled_by_names(data: sv.Dataset) ->
         ({"kept": (1.5,)}, ProfileError, "kept must name"),
         ({"epsilons": (float("nan"),)}, ProfileError, "from 0 to 1"),
         ({"epsilons": (1.5,)}, ProfileError, "from 0 to 1"),
+        ({"codings": ()}, ProfileError, "codings must name some of float32, int8, int4, each once"),
+        ({"codings": ("int8", "int8")}, ProfileError, "codings must name"),
+        ({"codings": ("int3",)}, ProfileError, "codings must name"),
+        ({"codings": ("int8",), "hidden": ["colour"]}, ProfileError, "add float32 to the codings"),
         ({"cuts": ()}, ProfileError, "no cut was given"),
         ({"cuts": [7]}, SplitError, "there is no cut 7"),
         ({"cuts": ["layer4.1"]}, NoLinearLayerError, "not a fully connected or convolutional layer"),
@@ -243,6 +313,17 @@ def test_impossible_images_and_models_are_refused(model: sv.Table1Net, data: sv.
         sv.measure_profile(broken, data)
 
 
+def test_a_profile_from_before_there_were_codings_is_read(found: Profile, tmp_path: Path) -> None:
+    content = found.model_dump(mode="json")
+    content["rows"] = [row for row in content["rows"] if row["coding"] == "float32"]
+    for row in content["rows"]:
+        del row["coding"]
+    (tmp_path / "profile.json").write_text(json.dumps(content), encoding="utf-8")
+    old = read_profile(tmp_path / "profile.json")
+    assert list(old.rows) == [row for row in found.rows if row.coding == "float32"]
+    assert sv.choose(old).row.coding == "float32"
+
+
 def test_a_profile_survives_its_file(found: Profile, tmp_path: Path) -> None:
     write_profile(tmp_path / "profile.json", found)
     assert read_profile(tmp_path / "profile.json") == found
@@ -254,7 +335,7 @@ def damaged(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     def with_row(**changes: Any) -> dict[str, Any]:
         return {**content, "rows": [{**content["rows"][0], **changes}, *content["rows"][1:]]}
 
-    row, bounded = content["rows"][0], content["rows"][3]
+    row, bounded = content["rows"][0], next(one for one in content["rows"] if one["method"] == "bounded")
     yield "profile of version 2", {**content, "schema_version": 2}
     yield "schema_version", {key: value for key, value in content.items() if key != "schema_version"}
     yield "schema_version", {**content, "schema_version": "1"}
@@ -277,6 +358,13 @@ def damaged(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "does not go with", with_row(m=None)
     yield "does not go with", with_row(fixed_length=False)
     yield "two rows are of the same cut", {**content, "rows": [row, row]}
+    yield "rows.0.coding", with_row(coding="int3")
+    yield "bytes, not", with_row(bytes_most=row["bytes_most"] + 1)
+    yield "bytes, not", with_row(bytes_mean=row["bytes_mean"] - 1)
+    yield "bytes, not", with_row(coding="int4")
+    yield "bytes, not", {**content, "rows": [{**bounded, "bytes_most": 10**6}]}
+    yield "of varying length are written as float32", {**content, "rows": [{**bounded, "coding": "int8"}]}
+    yield "in the same codings", {**content, "rows": content["rows"][1:]}
     yield "has not the shape", with_row(message_shape=[row["message_shape"][0] + 1, *row["message_shape"][1:]])
     yield "one layer and one cost", with_row(client_macs=row["client_macs"] + 1)
     yield "one layer and one cost", with_row(layer="layer6")
@@ -329,6 +417,11 @@ def test_every_field_is_explained() -> None:
     assert [name for name in (*Profile.model_fields, *Row.model_fields) if f"`{name}`" not in page] == []
 
 
+def thin(axes: Axes) -> list[Any]:
+    """The heights of the lines of integer codings, in the order drawn."""
+    return [line.get_ydata() for line in axes.lines if line.get_linestyle() in ("--", ":")]
+
+
 def test_the_plot_shows_every_cut_and_repeats_itself(found: Profile, tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         write_figure(tmp_path / name, profile_figure(found))
@@ -340,7 +433,9 @@ def test_the_plot_shows_every_cut_and_repeats_itself(found: Profile, tmp_path: P
     assert [label.partition(",")[0] for label in labels] == [f"cut {cut}" for cut in range(1, 7)]
     assert "drop against its own uncut model" in axes[0].get_ylabel()
     drawn = axes[0].containers[0].lines[0].get_ydata()
-    assert list(drawn) == [pytest.approx(100 * row.drop.value) for row in found.rows[:3] if row.drop is not None]
+    first = [row for row in found.rows if row.cut == 1 and row.fixed_length and row.drop is not None]
+    for coding, line in (("float32", drawn), *zip(("int8", "int4"), thin(axes[0]), strict=False)):
+        assert list(line) == [pytest.approx(100 * row.drop.value) for row in first if row.coding == coding]  # type: ignore[union-attr]
     bare = found.model_copy(update={
         "data": found.data.model_copy(update={"labelled": False}),
         "rows": tuple(row.model_copy(update={"drop": None}) for row in found.rows),

@@ -4,6 +4,7 @@ import contextlib
 import struct
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
+from splitveil.codec import CODINGS, LARGEST, Coding
 from splitveil.errors import WireError
 from splitveil.message import Message
-from splitveil.wire import HEADER_BYTES, Frame, decode, encode, pack, unpack
+from splitveil.wire import HEADER_BYTES, Frame, decode, encode, pack, payload_bytes, unpack
 
 NAME = b"\x01\x02\x03\x04"
 TABLES = arrays(
@@ -22,6 +24,15 @@ TABLES = arrays(
     array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=6),
     elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
 )
+INTEGERS: tuple[Coding, ...] = ("int8", "int4")
+
+
+@st.composite
+def integer_frames(draw: st.DrawFn) -> Frame:
+    coding = draw(st.sampled_from(INTEGERS))
+    shape = array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=6)
+    values = draw(arrays(np.int8, shape, elements=st.integers(-LARGEST[coding], LARGEST[coding])))
+    return Frame(NAME, values, coding)
 
 
 def sealed(fields: bytes, payload: bytes = b"") -> bytes:
@@ -55,30 +66,127 @@ def test_the_bytes_of_a_frame_are_fixed() -> None:
     )
 
 
+@given(integer_frames())
+def test_a_frame_of_integers_survives_the_wire(frame: Frame) -> None:
+    data = encode(frame)
+    back = decode(data)
+    assert (back.identity, back.coding, back.values.dtype) == (NAME, frame.coding, np.int8)
+    np.testing.assert_array_equal(back.values, frame.values)
+    assert len(data) == HEADER_BYTES + payload_bytes(frame.values.size, frame.coding)
+
+
+@pytest.mark.parametrize(
+    ("coding", "values", "golden"),
+    [
+        ("int8", [[1, -1], [127, -127], [0, 5]], "53560101 deadbeef 03000200 f20021fa 01ff7f81 0005"),
+        ("int4", [[1, -2, 7], [-7, 0, 0], [-1, 3, 4]], "53560102 deadbeef 03000300 23bf810f e197003f 04"),
+        ("int4", [[1], [-2]], "53560102 deadbeef 02000100 c9f3d37b e1"),
+        ("int8", [], "53560101 deadbeef 00000100 43e336fe"),
+    ],
+)
+def test_the_bytes_of_integers_are_fixed(coding: Coding, values: list[list[int]], golden: str) -> None:
+    table = np.array(values, dtype=np.int8).reshape(len(values), -1) if values else np.zeros((0, 1), np.int8)
+    data = encode(Frame(bytes.fromhex("deadbeef"), table, coding))
+    assert data.hex() == golden.replace(" ", "")
+    np.testing.assert_array_equal(decode(bytes.fromhex(golden)).values, table)
+
+
+def test_the_documented_examples_are_golden() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "wire-format.md").read_text(encoding="utf-8")
+    examples = [bytes.fromhex(line) for line in page.splitlines() if line.startswith("    53 56")]
+    assert [decode(data).coding for data in examples] == ["int8", "int4"]
+    assert [decode(data).values.tolist() for data in examples] == [
+        [[1, -1], [127, -127], [0, 5]], [[1, -2, 7], [-7, 0, 0], [-1, 3, 4]],
+    ]  # fmt: skip
+
+
+def test_bytes_per_coefficient() -> None:
+    assert [payload_bytes(count, "float32") for count in range(4)] == [0, 4, 8, 12]
+    assert [payload_bytes(count, "int8") for count in range(4)] == [0, 1, 2, 3]
+    assert [payload_bytes(count, "int4") for count in range(4)] == [0, 1, 1, 2]
+
+
 @given(st.binary(max_size=64))
 def test_any_bytes_are_a_frame_or_a_wire_error(data: bytes) -> None:
     with contextlib.suppress(WireError):
         assert is_canonical(data)
 
 
-@given(st.integers(0, 3), st.integers(0, 3), st.binary(max_size=40))
-def test_any_payload_behind_a_valid_header_is_a_frame_or_a_wire_error(rows: int, columns: int, payload: bytes) -> None:
+@given(st.sampled_from(CODINGS), st.integers(0, 3), st.integers(0, 3), st.data())
+def test_any_payload_behind_a_valid_header_is_a_frame_or_a_wire_error(
+    coding: Coding, rows: int, columns: int, data: st.DataObject
+) -> None:
+    size = payload_bytes(rows * columns, coding)
+    payload = data.draw(st.binary(min_size=size, max_size=size) | st.binary(max_size=40))
     with contextlib.suppress(WireError):
-        assert is_canonical(sealed(fields(rows=rows, columns=columns), payload))
+        assert is_canonical(sealed(fields(coding=CODINGS.index(coding), rows=rows, columns=columns), payload))
 
 
-@given(TABLES, st.data())
-def test_a_flipped_bit_anywhere_is_noticed(values: NDArray[np.float32], data: st.DataObject) -> None:
-    frame = bytearray(encode(Frame(NAME, values)))
+@given(integer_frames(), st.data())
+def test_a_frame_changed_anywhere_but_sealed_again_is_a_frame_or_a_wire_error(
+    frame: Frame, data: st.DataObject
+) -> None:
+    changed = bytearray(encode(frame))
+    for _ in range(data.draw(st.integers(1, 3))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(WireError):
+        assert is_canonical(sealed(bytes(changed[:12]), bytes(changed[HEADER_BYTES:])))
+
+
+@pytest.mark.parametrize(
+    ("coding", "rows", "payload", "sentence"),
+    [
+        ("int8", 2, "0180", "integers below -127"),
+        ("int8", 1, "80", "integers below -127"),
+        ("int4", 2, "08", "integers below -7"),  # the low half is -8
+        ("int4", 2, "80", "integers below -7"),  # the high half is
+        ("int4", 1, "11", "the half byte that fills up a frame is not zero"),
+        ("int4", 3, "1181", "the half byte that fills up a frame is not zero"),
+        ("int4", 3, "11f1", "the half byte that fills up a frame is not zero"),
+        ("int4", 3, "110101", "has 18 bytes, but 19 came"),
+        ("int4", 3, "11", "has 18 bytes, but 17 came"),
+        ("int8", 3, "0101", "has 19 bytes, but 18 came"),
+    ],
+)
+def test_what_no_encoder_writes_is_refused(coding: Coding, rows: int, payload: str, sentence: str) -> None:
+    with pytest.raises(WireError, match=sentence):
+        decode(sealed(fields(coding=CODINGS.index(coding), rows=rows), bytes.fromhex(payload)))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Frame(NAME, np.array([[-128]], np.int8), "int8"),
+        Frame(NAME, np.array([[8]], np.int8), "int4"),
+        Frame(NAME, np.array([[-8]], np.int8), "int4"),
+        Frame(NAME, np.array([[1]], np.int16), "int8"),  # type: ignore[arg-type]
+        Frame(NAME, np.array([[1.0]], np.float32), "int8"),
+    ],
+)
+def test_what_no_integer_coding_holds_is_not_sent(frame: Frame) -> None:
+    with pytest.raises(
+        WireError, match=rf"coded as {frame.coding} are int8 numbers of at most ±{LARGEST[frame.coding]}"
+    ):
+        encode(frame)
+
+
+def test_integers_are_not_read_where_floats_are_expected() -> None:
+    with pytest.raises(WireError, match="read as float32 here, but a frame of int8 came"):
+        unpack([encode(Frame(NAME, np.ones((4, 1), np.int8), "int8"))], VECTOR, NAME)
+
+
+@given(TABLES.map(lambda values: Frame(NAME, values)) | integer_frames(), st.data())
+def test_a_flipped_bit_anywhere_is_noticed(sent: Frame, data: st.DataObject) -> None:
+    frame = bytearray(encode(sent))
     bit = data.draw(st.integers(0, 8 * len(frame) - 1))
     frame[bit // 8] ^= 1 << bit % 8
     with pytest.raises(WireError):
         decode(bytes(frame))
 
 
-@given(TABLES, st.data())
-def test_a_frame_cut_short_or_made_longer_is_refused(values: NDArray[np.float32], data: st.DataObject) -> None:
-    frame = encode(Frame(NAME, values))
+@given(TABLES.map(lambda values: Frame(NAME, values)) | integer_frames(), st.data())
+def test_a_frame_cut_short_or_made_longer_is_refused(sent: Frame, data: st.DataObject) -> None:
+    frame = encode(sent)
     with pytest.raises(WireError, match="bytes"):
         decode(frame[: data.draw(st.integers(0, len(frame) - 1))])
     with pytest.raises(WireError, match="bytes"):

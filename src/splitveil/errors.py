@@ -45,6 +45,22 @@ class WireError(SplitveilError, ValueError):
     """Bytes from the other side are not a valid frame, or a message does not fit into one."""
 
 
+class BundleError(SplitveilError, ValueError):
+    """A bundle is missing, damaged, of another version or model, or not signed as required."""
+
+
+class ExportError(SplitveilError, ValueError):
+    """A run cannot be exported as asked."""
+
+
+class ServeError(SplitveilError, ValueError):
+    """A server cannot be started or set up as asked."""
+
+
+class RemoteError(SplitveilError, RuntimeError):
+    """A server cannot be asked as wished, did not answer, or refused the request."""
+
+
 class RecipeError(SplitveilError, ValueError):
     """A training recipe has an unknown or impossible setting."""
 

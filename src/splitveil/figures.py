@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from splitveil.files import write_with
 from splitveil.profile import Interval, Profile, Row
 
+_STYLES = {"float32": "-", "int8": "--", "int4": ":"}
 _COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#cf222e", "#57606a")
 
 
@@ -17,7 +18,7 @@ def profile_figure(profile: Profile) -> Figure:
 
     The second panel has the same numbers against the bytes of a frame, which the eye should not compare across cuts in
     components. The legend says what each cut costs on the edge, from its cheapest to its dearest row. "bounded" rows
-    are drawn hollow, at their mean number of components.
+    are drawn hollow, at their mean number of components; integer codings as thin broken lines without intervals.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     by_components, by_bytes = figure.subplots(1, 2, sharey=True)
@@ -40,16 +41,27 @@ def write_figure(path: str | Path, figure: Figure) -> None:
 
 
 def _curve(axes: Axes, rows: list[Row], x: list[float], colour: str) -> None:
-    """Fixed m' as a line with intervals, bounded distortion as hollow marks."""
-    fixed = [(place, _loss(row)) for place, row in zip(x, rows, strict=True) if row.fixed_length]
+    """Fixed m' as a line with intervals, in integers as a thin line, bounded distortion as hollow marks."""
+    lines = {
+        coding: [
+            (place, _loss(row)) for place, row in zip(x, rows, strict=True) if row.fixed_length and row.coding == coding
+        ]
+        for coding in _STYLES
+    }
+    main, *others = [coding for coding in lines if lines[coding]] or ["float32"]
+    fixed = lines[main]
     loose = [(place, _loss(row)) for place, row in zip(x, rows, strict=True) if not row.fixed_length]
     costs = [row.edge_macs / 1e6 for row in rows if row.fixed_length]
     label = f"{rows[0].place}, {rows[0].operator}: {min(costs):.3g} to {max(costs):.3g}M" if costs else rows[0].place
     below, above = [y.value - y.low for _, y in fixed], [y.high - y.value for _, y in fixed]
     axes.errorbar(
         [place for place, _ in fixed], [y.value for _, y in fixed], yerr=[below, above],
-        label=label, color=colour, marker="o", markersize=4, capsize=2, linewidth=1,
+        label=label, color=colour, marker="o", markersize=4, capsize=2, linewidth=1.2,
+        linestyle=_STYLES[main],
     )  # fmt: skip
+    for coding in others:
+        places, losses = zip(*lines[coding], strict=True)
+        axes.plot(places, [y.value for y in losses], color=colour, linestyle=_STYLES[coding], linewidth=0.9)
     axes.plot(
         [place for place, _ in loose], [y.value for _, y in loose], color=colour, marker="D", markersize=4,
         markerfacecolor="none", linestyle="none",
@@ -79,6 +91,7 @@ def _name(by_components: Axes, by_bytes: Axes, profile: Profile) -> None:
         axes.axhline(0, color="#57606a", linewidth=0.8)
         axes.grid(visible=True, color="#d0d7de", linewidth=0.5)
     by_bytes.legend(
-        title="multiply-accumulates on the edge\n(hollow: bounded distortion)", fontsize=8, title_fontsize=8,
+        title="multiply-accumulates on the edge\n(dashed: int8, dotted: int4;\nhollow: bounded distortion)",
+        fontsize=8, title_fontsize=8,
         loc="center left", bbox_to_anchor=(1, 0.5),
     )  # fmt: skip

@@ -37,6 +37,11 @@ def write_text(path: Path, text: str) -> None:
     write_with(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes atomically; raises `RunError` as `write_json` does."""
+    write_with(path, lambda temporary: Path(temporary).write_bytes(content))
+
+
 def read_json(path: Path) -> Any:
     """What `write_json` wrote.
 

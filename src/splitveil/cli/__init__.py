@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from splitveil.cli import attack, choose, data, demo, inspect, profile, reproduce, train
+from splitveil.cli import attack, choose, data, demo, export, inspect, profile, reproduce, train
 from splitveil.cli.output import fail
 from splitveil.errors import SplitveilError
 from splitveil.extras import explain_missing
@@ -24,6 +24,7 @@ app.command("train")(train.train)
 app.command("profile")(profile.profile)
 app.command("choose")(choose.choose)
 app.command("reproduce")(reproduce.reproduce)
+app.command("export")(export.export)
 app.command("attack")(attack.attack)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from splitveil.cli.options import AsJson, Quiet
 from splitveil.cli.output import note, print_json, print_table
+from splitveil.codec import Coding
 
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -38,6 +39,12 @@ def choose(
         typer.Option("--max-bytes", parser=_count, metavar="COUNT", help="Bytes per query, such as 300 or 2k."),
     ] = None,
     cut: Annotated[str | None, typer.Option("--split", help="A cut's number or name; any where not given.")] = None,
+    coding: Annotated[
+        Coding | None,
+        typer.Option(
+            "--coding", help="Of the coefficients; int8 if not given, or float32 where int8 was not measured."
+        ),
+    ] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="Of the proof that the drop is not larger.")] = 0.95,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -53,7 +60,7 @@ def choose(
     check_weights(read, profile.parent)
     wishes = {"max_edge_macs": max_edge_macs, "max_drop": max_drop, "max_bytes": max_bytes}
     try:
-        choice = pick(read, **wishes, cut=cut, confidence=confidence)
+        choice = pick(read, **wishes, cut=cut, coding=coding, confidence=confidence)
     except NoChoiceError as error:
         if as_json:
             print_json({"profile": str(profile), "choice": None, "reason": str(error), "nearest": error.nearest})
@@ -62,13 +69,18 @@ def choose(
     if as_json:
         print_json({"profile": str(profile), "choice": found, "reason": None, "nearest": None})
         return
-    shown = ("cut", "layer", "operator", "method", "m", "message_shape", "bytes_most", "raw_bytes", "edge_macs")
+    shown = (
+        "cut", "layer", "operator", "method", "m", "coding", "message_shape", "bytes_most", "raw_bytes", "edge_macs",
+    )  # fmt: skip
     facts = [[name.replace("_", " "), found[name]] for name in shown]
     facts += [["measured", _measured(choice.row)], ["proven from", f"{choice.by}, against the {choice.reference}"]]
     print_table(choice.sentence, ["fact", "value"], facts)
-    if choice.row.method == "top":
-        attack = f"--split {choice.row.cut or choice.row.layer} --method top --m {choice.row.m}"
-        note(f"what it still tells: splitveil attack RUN {attack} --operator {choice.row.operator}")
+    row = choice.row
+    place, messages = f"--split {row.cut or row.layer}", f"--m {row.m} --operator {row.operator}"
+    if row.method == "top":
+        note(f"what it still tells: splitveil attack RUN {place} --method top {messages}")
+    proof = "" if max_drop is None else f" --max-drop {max_drop:g} --confidence {confidence:g}"
+    note(f"to serve it: splitveil export RUN --out FOLDER {place} {messages} --coding {row.coding}{proof}")
 
 
 def _measured(row: Any) -> str:

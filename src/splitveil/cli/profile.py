@@ -9,7 +9,18 @@ import typer
 from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, RunFolder
 from splitveil.cli.output import note, print_json, print_table, progress_bar
 
-_HEADS = ("cut", "operator", "method", "m' or ε", "bytes", "edge macs", "agreement", "accuracy", "drop, points")
+_HEADS = (
+    "cut",
+    "operator",
+    "method",
+    "m' or ε",
+    "coding",
+    "bytes",
+    "edge macs",
+    "agreement",
+    "accuracy",
+    "drop, points",
+)
 
 
 def _print_schema(wanted: bool) -> None:
@@ -115,7 +126,7 @@ def _cells(row: Any) -> list[object]:
     drop = "unknown" if row.drop is None else _interval(row.drop)
     accuracy = "unknown" if row.accuracy is None else f"{row.accuracy.value:.1%}"
     return [
-        row.cut or row.layer, row.operator, row.method, kept, sent, f"{row.edge_macs:,}",
+        row.cut or row.layer, row.operator, row.method, kept, row.coding, sent, f"{row.edge_macs:,}",
         f"{row.agreement.value:.1%}", accuracy, drop,
     ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from splitveil.data.dataset import Dataset, Part
 from splitveil.data.source import Progress, Source
 from splitveil.errors import DataError
 
-__all__ = ["NAMES", "Dataset", "Part", "Progress", "load_data"]
+__all__ = ["NAMES", "Dataset", "Part", "Progress", "load_data", "photo_crop"]
 
 _LOADERS: dict[str, Callable[..., Dataset]] = {
     "digit-pairs": digit_pairs.load,
@@ -48,6 +48,14 @@ def load_data(
         raise DataError(f"there is no data set {name!r}; choose {', '.join(NAMES)} or folder:PATH")
     _check_options(name, load, options)
     return load(Source(name, Path(root) if root else None, progress), **options)
+
+
+def photo_crop(name: str) -> tuple[float, float, float, float] | None:
+    """Left, top, right, bottom of the part of a photo that a data set's images show, as shares of width and height.
+
+    None: the whole photo, or boxes that differ by photo (facescrub), which an edge device has to find by itself.
+    """
+    return celeba.face_box(1.0, 1.0) if name == "celeba" else None
 
 
 def _check_options(name: str, load: Callable[..., Dataset], options: dict[str, Any]) -> None:

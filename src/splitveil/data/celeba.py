@@ -8,9 +8,10 @@ import numpy as np
 from splitveil.data.cache import cached, list_files
 from splitveil.data.dataset import Dataset
 from splitveil.data.duplicates import THRESHOLD
-from splitveil.data.images import Box, Picture, check_skipped, decode
+from splitveil.data.images import Picture, check_skipped, decode
 from splitveil.data.source import Source
 from splitveil.errors import DataError
+from splitveil.picture import Box
 
 SIZE = (73, 60)
 FOLDER, ATTRIBUTES, IDENTITIES = "img_align_celeba", "list_attr_celeba.txt", "identity_CelebA.txt"

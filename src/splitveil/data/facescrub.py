@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitveil.data.images import Box, Picture
+from splitveil.data.images import Picture
 from splitveil.data.source import Source
 from splitveil.errors import DataError
+from splitveil.picture import Box
 
 ANNOTATIONS = ("facescrub_actors.txt", "facescrub_actresses.txt")
 _COLUMNS = ("name", "image_id", "bbox", "sha256")

@@ -1,24 +1,22 @@
 """Picture files to pixels, in parallel; what cannot be read is left out and named."""
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from splitveil.data.source import Source
 from splitveil.errors import DataError
+from splitveil.picture import Crop, Pixels, read_photo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 Size = tuple[int, int]  # (height, width)
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-Crop = Callable[[float, float], Box]  # from an image's width and height
-Pixels = NDArray[np.uint8]
 
 # What Pillow's readers raise for files that are truncated, corrupt, or no images at all.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -68,18 +66,8 @@ def decode(source: Source, folder: Path, pictures: Sequence[Picture], size: Size
 
 
 def read_picture(folder: Path, picture: Picture, size: Size) -> Pixels:
-    """One picture as RGB, (3, H, W): upright by its EXIF data, cropped, resized with antialiasing.
-
-    Raises:
-        OSError, ValueError and others: if it cannot be read, or has more than 8 bits a channel.
-    """
-    with Image.open(folder / picture.file) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {image.mode} has more than 8 bits a channel")
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    box = picture.crop(*upright.size) if picture.crop else None
-    resized = upright.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(resized).transpose(2, 0, 1)
+    """One picture as RGB, (3, H, W); see `read_photo`."""
+    return read_photo(folder / picture.file, size, crop=picture.crop)
 
 
 def check_skipped(source: Source, skipped: Sequence[str], total: int) -> None:

@@ -151,10 +151,10 @@ def _ours(cell: PointsCell, split: SplitModel, data: Dataset) -> tuple[Fitted, l
     x = data.val.images(slice(0, 64)).to(split.device)
     with torch.no_grad():
         z = split.client(x)
-    most = max((setting.get("m", 0) for setting in cell.settings), default=0)
     # All factors of a dense convolution would take minutes and gigabytes.
     large = cell.operator == "dense" and not isinstance(split.server_layer, nn.Linear)
-    rank = min(max(most, LARGEST_DENSE), z[0].numel()) if large else None
+    most = max(setting["m"] for setting in cell.settings) if cell.defence == "top" else LARGEST_DENSE
+    rank = min(most, z[0].numel()) if large else None
     factors = factorise(split.server_layer, feature_shape=tuple(z.shape[1:]), operator=cell.operator, rank=rank)  # type: ignore[arg-type]
     fitted: Fitted = []
     left_out: list[Numbers] = []
@@ -174,7 +174,7 @@ def _ours(cell: PointsCell, split: SplitModel, data: Dataset) -> tuple[Fitted, l
 
 
 LARGEST_DENSE = 1024
-"""Components of a dense convolution that are computed at most."""
+"""Components of a dense convolution that are computed at most where a distortion decides how many are sent."""
 
 
 def _chosen(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from splitveil.codec import CODINGS, Coding
 from splitveil.errors import NoChoiceError, ProfileError
 from splitveil.profile.schema import Profile, Row
 from splitveil.statistics import drop_p_value, drop_upper_limit, share_p_value, share_upper_limit
@@ -18,7 +19,7 @@ class Choice:
     """A row of a profile, and what was proven of it.
 
     Attributes:
-        row: the cut and m'.
+        row: the cut, m' and coding.
         proven: points that the answer's accuracy is proven to drop by at most.
         confidence: chance, over validation samples, that the statement holds.
         level: the part of 1 − confidence that each cut's tests may use.
@@ -59,6 +60,7 @@ def choose(
     max_drop: float | None = None,
     max_bytes: float | None = None,
     cut: int | str | None = None,
+    coding: Coding | None = None,
     confidence: float = 0.95,
 ) -> Choice:
     """The deepest cut that the edge can afford, and there the smallest m' that is proven to keep the answer.
@@ -68,12 +70,13 @@ def choose(
     (number of cuts). With probability at least ``confidence`` over the profile's samples no row that passes has a
     true drop above max_drop, whichever is picked among them and by whatever other wishes (Learn then Test:
     Angelopoulos et al. 2021, arXiv 2110.01052, fixed-sequence testing and Bonferroni). The p-values are
-    `drop_p_value`'s, valid at every sample size. Only max_drop and confidence must be settled before the samples are
-    looked at.
+    `drop_p_value`'s, valid at every sample size. Only max_drop, confidence and coding must be settled before the
+    samples are looked at.
 
-    Candidates are rows of fixed length ("top" and "free") whose message is shorter than the feature itself. The
-    deepest cut with a candidate that passed and meets the wishes is taken, and there the smallest m'. Without
-    max_drop nothing is tested: the largest m' at the deepest cut is taken, and ``proven`` is its upper limit.
+    Candidates are rows of fixed length ("top" and "free") and of one coding, whose message has fewer coefficients
+    than the feature has numbers. The deepest cut with a candidate that passed and meets the wishes is taken, and there
+    the smallest m'. Without max_drop nothing is tested: the largest m' at the deepest cut is taken, and ``proven`` is
+    its upper limit.
 
     Args:
         profile: of the model.
@@ -81,18 +84,20 @@ def choose(
         max_drop: points (of 100) by which accuracy may drop against the profile's reference.
         max_bytes: bytes per frame, at most.
         cut: a cut's number or its layer's name; all cuts where not given.
+        coding: of the coefficients; where not given int8 if the profile has it, and float32 otherwise.
         confidence: chance that the guarantee holds, 0.5 to 0.999.
 
     Raises:
         NoChoiceError: no row meets the wishes; it says which wish cannot be met, and carries the nearest row.
-        ProfileError: a wish is no sensible number, or the profile has no such cut.
+        ProfileError: a wish is no sensible number, or the profile has no such cut or coding.
     """
     _check_wishes(max_edge_macs, max_drop, max_bytes, confidence)
-    every = [row for row in profile.rows if row.fixed_length]
-    fitting = [row for row in _of_cut(every, cut) if row.bytes_most < row.raw_bytes]
+    every = _of_coding([row for row in profile.rows if row.fixed_length], coding)
+    fitting = [row for row in _of_cut(every, cut) if row.shorter_than_feature]
     if not fitting:
         raise ProfileError(
-            "every message there is at least as long as the feature itself, which hides nothing; choose a deeper cut"
+            "every message there has as many coefficients as the feature itself, which hides nothing; choose a deeper "
+            "cut"
         )
     cheap = _within(fitting, "edge_macs", max_edge_macs, _too_dear)
     wished = _within(cheap, "bytes_most", max_bytes, _too_long)
@@ -151,10 +156,25 @@ def _deepest_first(rows: Sequence[Row]) -> list[list[Row]]:
     return [sorted(group, key=lambda row: -(row.m or 0)) for group in ordered]
 
 
-def _of_cut(rows: list[Row], cut: int | str | None) -> list[Row]:
-    found = [row for row in rows if cut is None or str(cut) in (row.layer, row.place.removeprefix("cut "))]
+def _of_coding(rows: list[Row], coding: Coding | None) -> list[Row]:
+    """The rows of one coding, which no sample has a say in."""
+    if coding is not None and coding not in CODINGS:
+        raise ProfileError(f"coding must be {', '.join(CODINGS[:-1])} or {CODINGS[-1]}, not {coding!r}")
     if not rows:
         raise ProfileError("the profile has no rows of fixed length to choose from; profile with method top")
+    there = {row.coding for row in rows}
+    wanted = coding or ("int8" if "int8" in there else "float32")
+    found = [row for row in rows if row.coding == wanted]
+    if not found:
+        raise ProfileError(
+            f"the profile has no rows coded as {wanted}; it has: {', '.join(sorted(there))}; choose one of these with "
+            "--coding, or profile the run again"
+        )
+    return found
+
+
+def _of_cut(rows: list[Row], cut: int | str | None) -> list[Row]:
+    found = [row for row in rows if cut is None or str(cut) in (row.layer, row.place.removeprefix("cut "))]
     if not found:
         there = ", ".join(dict.fromkeys(row.place.removeprefix("cut ") for row in rows))
         raise ProfileError(f"the profile has no cut {cut}; it has: {there}")
@@ -231,7 +251,7 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 def _named(row: Row) -> str:
-    return f"{row.place} with m'={row.m}"
+    return f"{row.place} with m'={row.m} in {row.coding}"
 
 
 def _macs(count: float) -> str:

@@ -8,8 +8,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from splitveil.codec import Coding
 from splitveil.errors import ProfileError
 from splitveil.files import write_json
+from splitveil.wire import HEADER_BYTES, payload_bytes
 
 SCHEMA_VERSION = 1
 _ROUNDING = 1e-9
@@ -77,6 +79,7 @@ class Row(_Strict):
         method: "top" (the m strongest components), "free" (all of them), "bounded" (as many as epsilon asks for).
         m: components sent; null for "bounded", where each query has its own number.
         epsilon: distortion allowed, as a share of each query's ‖Wz‖; null but for "bounded".
+        coding: how coefficients are written; float32 for "bounded", and in profiles from before there were others.
         message_shape: shape of one message, of the longest for "bounded".
         fixed_length: whether every message has the same length.
         mean_components: mean number of components sent.
@@ -90,7 +93,7 @@ class Row(_Strict):
         accuracy: share answered right; null without labels.
         lost, gained: the reference right and this wrong; the reference wrong and this right; null without labels.
         drop: (lost − gained) / samples, with an exact interval; null without labels.
-        leakage: by hidden attribute, what `splitveil.measure.Leakage.as_row` gives.
+        leakage: by hidden attribute, what `splitveil.measure.Leakage.as_row` gives; of float32 rows alone.
     """
 
     cut: Positive | None
@@ -99,6 +102,7 @@ class Row(_Strict):
     method: Literal["top", "free", "bounded"]
     m: Positive | None
     epsilon: Annotated[float, Field(ge=0)] | None
+    coding: Coding = "float32"
     message_shape: Annotated[tuple[Count, ...], Field(min_length=1)]
     fixed_length: bool
     mean_components: Annotated[float, Field(ge=0)]
@@ -128,6 +132,11 @@ class Row(_Strict):
         """Multiply-accumulates per query on the edge."""
         return self.client_macs + self.encoder_macs
 
+    @property
+    def shorter_than_feature(self) -> bool:
+        """Whether there are fewer coefficients than the feature has numbers, however either is written."""
+        return HEADER_BYTES + payload_bytes(math.prod(self.message_shape), "float32") < self.raw_bytes
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         bounded = self.method == "bounded"
@@ -139,8 +148,20 @@ class Row(_Strict):
             raise ValueError(f"a message of m={self.m} components has not the shape {self.message_shape}")
         if self.mean_components > self.message_shape[0] + _ROUNDING or self.bytes_mean > self.bytes_most + _ROUNDING:
             raise ValueError("a mean lies above the most that there can be")
+        self._bytes_consistent()
         _check_share("agreement", self.agreement, self.agreeing, self.samples)
         return self._labels_consistent()
+
+    def _bytes_consistent(self) -> None:
+        if self.coding != "float32" and not self.fixed_length:
+            raise ValueError(f"messages of varying length are written as float32, not as {self.coding}")
+        longest = HEADER_BYTES + payload_bytes(math.prod(self.message_shape), self.coding)
+        if self.bytes_most > longest or (
+            self.fixed_length and (self.bytes_mean, self.bytes_most) != (longest, longest)
+        ):
+            raise ValueError(
+                f"a frame of shape {self.message_shape} in {self.coding} has {longest} bytes, not {self.bytes_most}"
+            )
 
     def _labels_consistent(self) -> Self:
         given = (self.accuracy, self.lost, self.gained, self.drop)
@@ -184,10 +205,11 @@ class Profile(_Strict):
         seen = set()
         for row in self.rows:
             _check_row(self, row)
-            seen.add((row.layer, row.operator, row.method, row.m, row.epsilon))
+            seen.add((row.layer, row.operator, row.method, row.m, row.epsilon, row.coding))
         if len(seen) < len(self.rows):
-            raise ValueError("two rows are of the same cut, operator, method and components")
+            raise ValueError("two rows are of the same cut, operator, method, components and coding")
         _check_cuts(self.rows)
+        _check_codings(self.rows)
         return self
 
 
@@ -239,6 +261,16 @@ def _check_cuts(rows: Sequence[Row]) -> None:
     costs = [macs for _, macs, _ in numbered]
     if costs != sorted(costs):
         raise ValueError("a deeper cut cannot cost the client less")
+
+
+def _check_codings(rows: Sequence[Row]) -> None:
+    """`choose` looks at one coding, and must find every cut and every m' there."""
+    found: dict[Coding, set[tuple[str, str, int | None]]] = {}
+    for row in rows:
+        if row.fixed_length:
+            found.setdefault(row.coding, set()).add((row.layer, row.operator, row.m))
+    if len({frozenset(places) for places in found.values()}) > 1:
+        raise ValueError("not every cut and m' was measured in the same codings")
 
 
 def _check_row(profile: Profile, row: Row) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from splitveil.codec import CODINGS
 from splitveil.errors import ProfileError
 from splitveil.linear import DEFAULT_TOP, Factors, FullyConnected, Operator, factorise
 from splitveil.linear.layers import read_layers
@@ -18,12 +19,14 @@ EPSILONS = (0.05, 0.1, 0.2, 0.4)
 Veil = TopComponents | DistortionFree | DistortionBounded
 
 
-def check_grid(kept: Sequence[int], epsilons: Sequence[float]) -> None:
-    """Raises `ProfileError` where a number of components or a distortion is impossible."""
+def check_grid(kept: Sequence[int], epsilons: Sequence[float], codings: Sequence[str]) -> None:
+    """Raises `ProfileError` where a number of components, a distortion or a coding is impossible."""
     if not kept or any(type(m) is not int or m < 1 for m in kept):
         raise ProfileError(f"kept must name whole numbers of at least 1, not {list(kept)}")
     if any(not (math.isfinite(epsilon) and 0 <= epsilon <= 1) for epsilon in epsilons):
         raise ProfileError(f"epsilons are shares of the layer's output, from 0 to 1, not {list(epsilons)}")
+    if not codings or not set(codings) <= set(CODINGS) or len(set(codings)) < len(codings):
+        raise ProfileError(f"codings must name some of {', '.join(CODINGS)}, each once, not {list(codings)}")
 
 
 def factors_at(split: SplitModel, x: Tensor, operator: Operator) -> Factors:

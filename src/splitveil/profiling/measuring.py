@@ -1,59 +1,44 @@
 """Measuring a profile: every cut, a grid of kept components, what each costs and what it does to the answers."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from splitveil.attack import ATTACKS, Attack
+from splitveil.codec import CODINGS, Coding, dequantise, quantise
 from splitveil.cost import edge_cost
 from splitveil.data import Dataset
 from splitveil.errors import ModelError, ProfileError
 from splitveil.linear import Operator
 from splitveil.measure import leakage, reference_lines
 from splitveil.obfuscate import DistortionBounded, kept_components
-from splitveil.profile import DataFacts, Interval, ModelFacts, Profile, Reference, Row, weights_digest
+from splitveil.profile import Interval, ModelFacts, Profile, Reference, Row, weights_digest
 from splitveil.profiling.grid import EPSILONS, KEPT, Veil, check_grid, factors_at, obfuscators
+from splitveil.profiling.samples import Samples, samples_of
+from splitveil.profiling.scaling import coding_scales
 from splitveil.runs import versions
 from splitveil.split import SplitModel
 from splitveil.statistics import drop_upper_limit, proportion
 from splitveil.train import Progress
-from splitveil.wire import HEADER_BYTES
+from splitveil.wire import HEADER_BYTES, payload_bytes
 
 CONFIDENCE = 0.95
-_BATCH = 512
-
-
-@dataclass(frozen=True, eq=False)
-class _Samples:
-    """The images of a profile, with labels or without."""
-
-    facts: DataFacts
-    images: Callable[[slice], Tensor]
-    y: Tensor | None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one image, (C, H, W)."""
-        channels, height, width = self.images(slice(0, 1)).shape[1:]
-        return channels, height, width
-
-    def batches(self) -> list[slice]:
-        """Rows to take at a time."""
-        return [slice(start, start + _BATCH) for start in range(0, self.facts.samples, _BATCH)]
+Scales = dict[Coding, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """One point of the grid, and what was seen there batch by batch: answers, and components sent."""
+    """One obfuscator of the grid, and what was seen of it batch by batch: answers by coding, and components sent."""
 
     veil: Veil
-    answers: list[Tensor] = field(default_factory=list)
+    answers: dict[Coding, list[Tensor]]
     kept: list[Tensor] = field(default_factory=list)
 
 
@@ -74,6 +59,7 @@ def measure_profile(
     kept: Sequence[int] = KEPT,
     epsilons: Sequence[float] = EPSILONS,
     operator: Operator = "patch",
+    codings: Sequence[Coding] = CODINGS,
     hidden: Sequence[str] = (),
     reference: nn.Module | None = None,
     attacks: Sequence[Attack] = ATTACKS,
@@ -84,8 +70,9 @@ def measure_profile(
 
     At every cut the grid holds `TopComponents` for each m' below the layer's rank, all components (`DistortionFree`
     where the operator has a null space), and `DistortionBounded` for each epsilon. A dense convolution whose factors
-    are not all computed goes up to m' = 64, and has no full rank and no epsilons. The client's half runs once per
-    cut and image. Hidden labels are not read unless ``hidden`` names them.
+    are not all computed goes up to m' = 64, and has no full rank and no epsilons. Messages of fixed length are
+    measured in every coding; the integers' scales come from the training part, or from the images where there is
+    none. The client's half runs once per cut and image. Hidden labels are not read unless ``hidden`` names them.
 
     Args:
         model: trained; maps images (B, C, H, W) to logits (B, classes).
@@ -95,7 +82,8 @@ def measure_profile(
         kept: m' to measure, each at least 1.
         epsilons: distortions to measure, as shares of each query's ‖Wz‖; may be empty.
         operator: of convolutions; fully connected layers have one operator, "dense".
-        hidden: attributes whose leakage is measured at the "top" and "free" rows, on the test part, as
+        codings: of coefficients; "bounded" rows are of float32 alone.
+        hidden: attributes whose leakage is measured at the "top" and "free" rows of float32, on the test part, as
             `measure.leakage` does.
         reference: the model that drops are measured against, trained plainly on the same data; the uncut model
             itself where not given.
@@ -109,22 +97,26 @@ def measure_profile(
         ModelError: the model cannot answer these images.
         AttackError: a hidden attribute does not exist or is constant.
     """
-    check_grid(kept, epsilons)
+    check_grid(kept, epsilons, codings)
     if (reference is not None or hidden) and not isinstance(data, Dataset):
         raise ProfileError("a reference and hidden attributes need a data set with labels, not images alone")
+    if hidden and "float32" not in codings:
+        raise ProfileError("what leaks is measured of float32 coefficients; add float32 to the codings")
     splits = {split.layer_name: split for split in (SplitModel(model, at=at) for at in _cuts(model, cuts))}
-    samples = _samples(data)
+    samples = samples_of(data)
     before = _before(model, reference, samples)
     rows: list[Row] = []
     for done, split in enumerate(splits.values()):
         leak = _leakage(split, data, hidden, attacks, seed, progress)
         factors = factors_at(split, samples.images(slice(0, 1)), operator)
-        points = [_Point(veil) for veil in obfuscators(factors, kept, epsilons)]
+        veils = obfuscators(factors, kept, epsilons)
+        points = [_Point(veil, {coding: [] for coding in _codings(veil, codings)}) for veil in veils]
+        scales = _scales(split, veils, samples, codings)
         for index, batch in enumerate(samples.batches()):
             if progress:
                 progress(done * len(samples.batches()) + index, len(splits) * len(samples.batches()), split.layer_name)
-            _see(split, points, samples.images(batch))
-        rows += [_row(split, point, samples, before, leak(point.veil)) for point in points]
+            _see(split, points, scales, samples.images(batch))
+        rows += [row for point in points for row in _rows(split, point, samples, before, leak(point.veil))]
     if progress:
         progress(len(rows), len(rows), "rows measured")
     return Profile(
@@ -152,25 +144,7 @@ def _cuts(model: nn.Module, cuts: Sequence[int | str] | None) -> Sequence[int | 
     return points if cuts is None else cuts
 
 
-def _samples(data: Dataset | Tensor) -> _Samples:
-    if isinstance(data, Dataset):
-        facts = DataFacts(name=data.name, digest=data.digest, part="val", samples=len(data.val), labelled=True)
-        return _Samples(facts, data.val.images, data.val.y)
-    if not isinstance(data, Tensor):
-        raise ProfileError(
-            f"a profile is measured on a Dataset or on images (N, C, H, W), not on a {type(data).__name__}"
-        )
-    if data.dim() != 4 or not data.is_floating_point() or not len(data):
-        raise ProfileError(
-            f"images to profile on are floats of shape (N, C, H, W), not {data.dtype} of {tuple(data.shape)}"
-        )
-    state = hashlib.sha256(str(tuple(data.shape)).encode())
-    state.update(data.detach().cpu().contiguous().float().numpy().tobytes())
-    facts = DataFacts(name="images", digest=state.hexdigest(), part="given", samples=len(data), labelled=False)
-    return _Samples(facts, lambda rows: data[rows].float(), None)
-
-
-def _before(model: nn.Module, reference: nn.Module | None, samples: _Samples) -> _Before:
+def _before(model: nn.Module, reference: nn.Module | None, samples: Samples) -> _Before:
     uncut, classes = _answers(model, samples)
     if samples.y is None:
         return _Before(uncut, classes, None)
@@ -179,7 +153,7 @@ def _before(model: nn.Module, reference: nn.Module | None, samples: _Samples) ->
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, samples: _Samples) -> tuple[Tensor, int]:
+def _answers(model: nn.Module, samples: Samples) -> tuple[Tensor, int]:
     """Answers (N,) of an uncut model, and its number of classes."""
     device = next((p.device for p in model.parameters()), None)
     try:
@@ -191,15 +165,33 @@ def _answers(model: nn.Module, samples: _Samples) -> tuple[Tensor, int]:
     return logits.argmax(1), logits.shape[1]
 
 
+def _codings(veil: Veil, codings: Sequence[Coding]) -> Sequence[Coding]:
+    return codings if veil.message.fixed_length else ("float32",)
+
+
+def _scales(split: SplitModel, veils: Sequence[Veil], samples: Samples, codings: Sequence[Coding]) -> Scales:
+    """Scales of the longest message of fixed length, which begin with those of every shorter one."""
+    fixed = [veil for veil in veils if veil.message.fixed_length]
+    return coding_scales(split, max(fixed, key=lambda veil: veil.m), samples.training, codings) if fixed else {}
+
+
 @torch.no_grad()
-def _see(split: SplitModel, points: Sequence[_Point], x: Tensor) -> None:
+def _see(split: SplitModel, points: Sequence[_Point], scales: Scales, x: Tensor) -> None:
     """One batch of images: the client's half once, then every point of the grid."""
     z = split.client(x.to(split.device))
     for point in points:
         message = point.veil.encode(z)
-        point.answers.append(split.answer(point.veil, message).argmax(1).cpu())
+        for coding, answers in point.answers.items():
+            read = message if coding == "float32" else _read(message, scales[coding], coding)
+            answers.append(split.answer(point.veil, read).argmax(1).cpu())
         fixed = point.veil.message.fixed_length
         point.kept.append(torch.full((len(z),), message.shape[1]) if fixed else kept_components(message).cpu())
+
+
+def _read(message: Tensor, scales: NDArray[np.float32], coding: Coding) -> Tensor:
+    """Messages as the server reads them from integers."""
+    integers = quantise(message.cpu().numpy(), scales, coding)
+    return torch.from_numpy(dequantise(integers, scales)).to(message.device)
 
 
 def _leakage(
@@ -223,27 +215,35 @@ def _leakage(
     return leak
 
 
-def _row(
-    split: SplitModel, point: _Point, samples: _Samples, before: _Before, leak: Mapping[str, Mapping[str, Any]]
-) -> Row:
+def _rows(
+    split: SplitModel, point: _Point, samples: Samples, before: _Before, leak: Mapping[str, Mapping[str, Any]]
+) -> list[Row]:
+    """One row for each coding that the point was measured in."""
     veil, kept = point.veil, torch.cat(point.kept)
     bounded = isinstance(veil, DistortionBounded)
     cost = edge_cost(split, veil, samples.images(slice(0, 1)).to(split.device))
-    sizes = HEADER_BYTES + 4 * math.prod(veil.message.shape[1:]) * kept.double()  # as of real frames: see the tests
-    stored = veil.factors.vh[: veil.m].numel() + (veil.m if bounded else 0)  # the bound needs the singular values too
-    return Row.model_validate({
+    same = {
         "cut": _number(split), "layer": split.layer_name, "operator": veil.factors.operator, "method": veil.name,
         "m": None if bounded else veil.m, "epsilon": veil.epsilon if isinstance(veil, DistortionBounded) else None,
         "message_shape": veil.message.shape, "fixed_length": veil.message.fixed_length,
-        "mean_components": float(kept.double().mean()),
-        "bytes_mean": float(sizes.mean()), "bytes_most": int(sizes.max()), "raw_bytes": cost.raw_bytes,
-        "client_macs": cost.client_macs, "encoder_macs": cost.encoder_macs,
-        "client_parameters": cost.parameters, "encoder_parameters": stored,
-        **_worth(torch.cat(point.answers), samples, before), "leakage": leak,
-    })  # fmt: skip
+        "mean_components": float(kept.double().mean()), "raw_bytes": cost.raw_bytes,
+        "client_macs": cost.client_macs, "encoder_macs": cost.encoder_macs, "client_parameters": cost.parameters,
+    }  # fmt: skip
+    weights, positions = veil.factors.vh[: veil.m].numel(), math.prod(veil.message.shape[1:])
+    rows = []
+    for coding, answers in point.answers.items():
+        exact = coding == "float32"
+        sizes = [HEADER_BYTES + payload_bytes(positions * int(k), coding) for k in kept]  # as of real frames: see tests
+        rows.append(Row.model_validate({
+            **same, "coding": coding, "bytes_mean": float(np.mean(sizes)), "bytes_most": max(sizes),
+            # The bound needs the singular values too, and an integer coding its scales.
+            "encoder_parameters": weights if exact and not bounded else weights + veil.m,
+            **_worth(torch.cat(answers), samples, before), "leakage": leak if exact else {},
+        }))  # fmt: skip
+    return rows
 
 
-def _worth(answers: Tensor, samples: _Samples, before: _Before) -> dict[str, Any]:
+def _worth(answers: Tensor, samples: Samples, before: _Before) -> dict[str, Any]:
     """What the answers are worth: agreement always, the rest where there are labels."""
     same = answers == before.uncut
     agreed = {"samples": len(answers), "agreeing": int(same.sum()), "agreement": _share(same)}
@@ -275,7 +275,7 @@ def _number(split: SplitModel) -> int | None:
     return points.index(split.layer_name) + 1 if split.layer_name in points else None
 
 
-def _model_facts(model: nn.Module, samples: _Samples, before: _Before) -> ModelFacts:
+def _model_facts(model: nn.Module, samples: Samples, before: _Before) -> ModelFacts:
     return ModelFacts(
         name=type(model).__name__, input_shape=samples.shape, classes=before.classes, weights=model_digest(model)
     )

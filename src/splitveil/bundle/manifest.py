@@ -1,0 +1,207 @@
+"""What the manifests of both bundles say: which files, how messages are read, how a photo becomes an input."""
+
+import hashlib
+import json
+import re
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from splitveil.codec import Coding
+from splitveil.profile import ModelFacts
+from splitveil.wire import HEADER_BYTES, IDENTITY_BYTES, payload_bytes
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+# What the fields of a frame can say; see docs/wire-format.md.
+_MOST = 2**16 - 1
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+Positive = Annotated[int, Field(ge=1, le=_MOST)]
+Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class File(_Strict):
+    """One file of a bundle: its size in bytes and its SHA-256."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Digest
+
+
+class Messages(_Strict):
+    """How messages are written and read; the same in both bundles.
+
+    Attributes:
+        components: the most that a message may have, m'.
+        positions: shape of one component: empty for a vector, (H', W') for maps.
+        codings: how coefficients may be written.
+        scales: of the integer codings, one per component.
+        certified: whether every message must have all components in the one integer coding, so that the number of
+            different messages is known.
+    """
+
+    components: Positive
+    positions: tuple[Positive, ...]
+    codings: Annotated[tuple[Coding, ...], Field(min_length=1)]
+    scales: dict[Coding, tuple[Scale, ...]]
+    certified: bool
+
+    @property
+    def places(self) -> int:
+        """Coefficients of one component."""
+        return int(np.prod(self.positions, dtype=np.int64))
+
+    def frame_bytes(self, m: int, coding: Coding) -> int:
+        """Length of the frame of m components."""
+        return HEADER_BYTES + payload_bytes(m * self.places, coding)
+
+    def scale(self, coding: Coding) -> NDArray[np.float32]:
+        """Scales (components,) of an integer coding."""
+        return np.asarray(self.scales[coding], dtype=np.float32)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.codings)) < len(self.codings):
+            raise ValueError("a coding is named twice")
+        if set(self.scales) != set(self.codings) - {"float32"}:
+            raise ValueError("every integer coding has scales, and no other has")
+        if any(len(scales) != self.components for scales in self.scales.values()):
+            raise ValueError(f"a coding has not one scale for each of the {self.components} components")
+        if self.places > _MOST:
+            raise ValueError(f"{self.places} coefficients per component do not fit into a frame")
+        if self.certified and (len(self.codings) != 1 or "float32" in self.codings):
+            raise ValueError("a certified bundle has exactly one coding, of integers")
+        return self
+
+
+class Picture(_Strict):
+    """How a photo becomes the network's input; splitveil.picture does it.
+
+    Attributes:
+        shape: of the input, (C, H, W); C is 1 for grey and 3 for RGB.
+        crop: left, top, right, bottom of what is taken of an upright photo, as shares of its width and height; null
+            for all of it.
+        resampling: of the resizing.
+        divisor: what an 8-bit value is divided by.
+    """
+
+    shape: tuple[Positive, Positive, Positive]
+    crop: tuple[Fraction, Fraction, Fraction, Fraction] | None
+    resampling: Literal["bicubic"]
+    divisor: Annotated[int, Field(ge=1, le=255)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.shape[0] not in (1, 3):
+            raise ValueError(f"a photo has 1 or 3 channels, not {self.shape[0]}")
+        if self.crop and not (self.crop[0] < self.crop[2] and self.crop[1] < self.crop[3]):
+            raise ValueError(f"the crop {self.crop} is empty")
+        return self
+
+
+class Policy(_Strict):
+    """What a client sends where its user does not say otherwise.
+
+    Attributes:
+        m: components.
+        coding: of the coefficients.
+        max_drop: points of accuracy that may be lost, the wish that m was chosen by; null where m was given.
+        proven_drop: points that the accuracy is proven to drop by at most; null where nothing was proven.
+        confidence: of that proof.
+    """
+
+    m: Positive
+    coding: Coding
+    max_drop: Annotated[float, Field(ge=0, le=100)] | None
+    proven_drop: float | None
+    confidence: Annotated[float, Field(gt=0, lt=1)] | None
+
+
+class _Manifest(_Strict):
+    schema_version: Literal[1]
+    splitveil: str
+    name: Name
+    identity: Digest
+    messages: Messages
+    files: Annotated[dict[str, File], Field(min_length=1)]
+
+    @property
+    def short_identity(self) -> bytes:
+        """The identity as a frame carries it."""
+        return bytes.fromhex(self.identity)[:IDENTITY_BYTES]
+
+    @model_validator(mode="after")
+    def _plain_names(self) -> Self:
+        for name in self.files:
+            if not _FILE.fullmatch(name) or name in (MANIFEST, SIGNATURE):
+                raise ValueError(f"{name!r} is no name of a file inside the bundle")
+        return self
+
+
+class EdgeManifest(_Manifest):
+    """What the edge bundle holds: photo to coefficients.
+
+    Attributes:
+        model: what was trained.
+        cut, layer, operator, method: where it is cut, and how the coefficients are computed.
+        classes: names of the answers.
+        picture: how a photo becomes an input.
+        policy: what is sent.
+    """
+
+    kind: Literal["edge"]
+    model: ModelFacts
+    cut: Positive | None
+    layer: str
+    operator: Literal["dense", "patch"]
+    method: str
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    picture: Picture
+    policy: Policy
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if set(self.files) != {"edge.onnx", "profile.json"}:
+            raise ValueError("an edge bundle holds edge.onnx and profile.json")
+        if self.picture.shape != self.model.input_shape or len(self.classes) != self.model.classes:
+            raise ValueError("picture and classes are not those of the model")
+        if self.policy.m > self.messages.components or self.policy.coding not in self.messages.codings:
+            raise ValueError("the policy asks for what the messages cannot be")
+        if self.messages.certified and self.policy.m != self.messages.components:
+            raise ValueError("a certified bundle sends all components")
+        return self
+
+
+class ServerManifest(_Manifest):
+    """What the server bundle holds: coefficients to logits.
+
+    Attributes:
+        n_classes: how many logits there are.
+    """
+
+    kind: Literal["server"]
+    n_classes: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if set(self.files) != {"server.onnx"}:
+            raise ValueError("a server bundle holds server.onnx")
+        if self.identity != identity_of(self.messages, self.files["server.onnx"].sha256):
+            raise ValueError("the identity is not that of this graph and these messages")
+        return self
+
+
+def identity_of(messages: Messages, graph: str) -> str:
+    """What tells bundles apart: SHA-256 of how messages are read, and of the server's graph (its SHA-256)."""
+    content = {"messages": messages.model_dump(mode="json"), "graph": graph}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,56 @@
+"""Ed25519 signatures of manifests, which hold the SHA-256 of every file; needs the package cryptography."""
+
+from pathlib import Path
+
+from splitveil.bundle.manifest import SIGNATURE
+from splitveil.errors import BundleError
+
+_KEY_HELP = "make a pair with 'openssl genpkey -algorithm ed25519' and 'openssl pkey -pubout'"
+
+
+def sign(manifest: bytes, private_key: Path) -> bytes:
+    """The signature (64 bytes) of a manifest.
+
+    Raises:
+        BundleError: the file holds no Ed25519 private key without a passphrase.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(private_key.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise BundleError(f"{private_key} holds no private key that can be read ({error}); {_KEY_HELP}") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise BundleError(f"{private_key} holds a key of another kind than Ed25519; {_KEY_HELP}")
+    return key.sign(manifest)
+
+
+def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
+    """See that a folder holds the key's signature of its manifest.
+
+    Raises:
+        BundleError: there is no signature, it is of another key or another manifest, or the key cannot be read.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(public_key.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{public_key} holds no public key that can be read ({error}); {_KEY_HELP}") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise BundleError(f"{public_key} holds a key of another kind than Ed25519; {_KEY_HELP}")
+    path = folder / SIGNATURE
+    try:
+        with path.open("rb") as file:
+            signature = file.read(65)
+    except OSError as error:
+        raise BundleError(f"{folder} is not signed, but a signature is required; export with --sign KEY") from error
+    try:
+        key.verify(signature, manifest)
+    except InvalidSignature as error:
+        raise BundleError(
+            f"{folder} does not carry the signature of {public_key}; do not use it, or name the right key"
+        ) from error
