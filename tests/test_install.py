@@ -42,7 +42,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_wheel_runs_the_edge_without_torch(edge: Path, tmp_path: Path) -> None:
-    heavy = ("torch", "scipy", "sklearn", "matplotlib", "PIL", "safetensors")
+    heavy = ("torch", "scipy", "sklearn", "matplotlib", "safetensors", "onnx", "starlette", "grpc")
     program = (
         "import importlib.util, numpy as np, splitveil\n"
         "from splitveil.wire import Frame, decode, encode\n"
@@ -50,6 +50,7 @@ def test_the_wheel_runs_the_edge_without_torch(edge: Path, tmp_path: Path) -> No
         "frame = decode(encode(Frame(b'edge', np.eye(3, dtype=np.float32))))\n"
         "assert frame.identity == b'edge' and frame.values.trace() == 3\n"
         "assert files('splitveil').joinpath('py.typed').is_file()\n"
+        "from splitveil import AsyncEdgeClient, EdgeClient\n"
         f"print([name for name in {heavy} if importlib.util.find_spec(name)], splitveil.__file__)\n"
     )
     done = call(edge / "python", "-c", program, cwd=tmp_path)
@@ -60,6 +61,13 @@ def test_the_wheel_runs_the_edge_without_torch(edge: Path, tmp_path: Path) -> No
     version = call(edge / "splitveil", "--version", cwd=tmp_path)
     assert (version.returncode, version.stderr) == (0, "")
     assert version.stdout.startswith("splitveil ")
+
+    explained = call(edge / "splitveil", "infer", "--help", cwd=tmp_path)
+    assert (explained.returncode, explained.stderr) == (0, "")
+    assert "--show-wire" in explained.stdout
+    mistake = call(edge / "splitveil", "infer", "bundle", "a.jpg", "--url", "https://server.example", cwd=tmp_path)
+    assert (mistake.returncode, mistake.stdout) == (2, "")
+    assert mistake.stderr.startswith("splitveil: bundle is no bundle")
 
     training = call(edge / "splitveil", "train", "--data", "digit-pairs", "--out", "x", cwd=tmp_path)
     assert (training.returncode, training.stdout) == (2, "")

@@ -32,6 +32,8 @@ _ROOMS = {
     "choose": "splitveil.profile",
     "read_profile": "splitveil.profile",
     "measure_profile": "splitveil.profiling",
+    "AsyncEdgeClient": "splitveil.client",
+    "EdgeClient": "splitveil.client",
 }
 
 __all__ = ["MissingExtraError", "SplitveilError", "__version__", *_ROOMS]

@@ -1,0 +1,22 @@
+"""The edge: photos to frames, frames to a server, logits to answers; free of torch."""
+
+from splitveil.client.access import Access, is_exposed
+from splitveil.client.answer import Answer, Sent
+from splitveil.client.encoder import EdgeEncoder, Photo
+from splitveil.client.frame import describe
+from splitveil.client.patience import Patience
+from splitveil.client.remote import AsyncEdgeClient
+from splitveil.client.threaded import EdgeClient
+
+__all__ = [
+    "Access",
+    "Answer",
+    "AsyncEdgeClient",
+    "EdgeClient",
+    "EdgeEncoder",
+    "Patience",
+    "Photo",
+    "Sent",
+    "describe",
+    "is_exposed",
+]

@@ -1,0 +1,175 @@
+"""Requests to one server: connections kept, answers bounded, failures named, and repeated where that may help."""
+
+import email.utils
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import httpx
+
+from splitveil.client.access import Access, check_url
+from splitveil.client.patience import Clock, Patience, TryAgain, persist
+from splitveil.client.protocol import LARGEST_JSON, read_refusal
+from splitveil.errors import RemoteError
+
+_AGAIN = {
+    502: "is behind a gateway that got no valid answer from it",
+    503: "has no room for the request, or is not ready",
+    504: "is behind a gateway that waited in vain for it",
+}
+_ADVICE = {
+    401: "give the right token",
+    403: "ask its operator for access",
+    404: "see that the address is right and that it serves this bundle's model",
+    413: "send fewer photos at once",
+    429: "send fewer requests",
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered, and what it took to get it.
+
+    Attributes:
+        status: of HTTP.
+        headers, body: as they came.
+        request_bytes: of the HTTP/1.1 request.
+        attempts: how often it was sent.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    request_bytes: int
+    attempts: int
+
+
+class Connection:
+    """One server, asked over connections that are used again.
+
+    Args:
+        url: https://HOST[:PORT], with a path where the server lies behind one.
+        access: certificates and token.
+        patience: limits of each request.
+        transport: of httpx, in place of the network.
+        clock: of the waits between attempts.
+
+    Raises:
+        RemoteError: the address or what it is to be reached with cannot be used.
+    """
+
+    def __init__(
+        self, url: str, access: Access, patience: Patience, transport: httpx.AsyncBaseTransport | None, clock: Clock
+    ) -> None:
+        self.url = check_url(url, access)
+        self._patience, self._clock = patience, clock
+        # Nothing is taken from the environment: a proxy named there would see tokens that are meant for this machine.
+        self._http = httpx.AsyncClient(
+            headers=access.headers(), verify=access.trust(), transport=transport, trust_env=False,
+            follow_redirects=False, timeout=None,  # `persist` bounds attempts as a whole
+        )  # fmt: skip
+
+    @property
+    def who(self) -> str:
+        """The server, as it is called in errors."""
+        return f"the server at {self.url}"
+
+    async def get(self, path: str) -> Reply:
+        """What lies at a path below the server's address; raises `RemoteError` as `post` does."""
+        return await self._ask(self._http.build_request("GET", self.url + path), LARGEST_JSON)
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str], most: int) -> Reply:
+        """The answer to a body, be it a refusal.
+
+        Args:
+            path: below the server's address.
+            body, headers: of the request.
+            most: bytes that the answer may have.
+
+        Raises:
+            RemoteError: the server cannot be reached in time, is not trusted, or answers with more.
+        """
+        request = self._http.build_request("POST", self.url + path, content=body, headers=dict(headers))
+        return await self._ask(request, most)
+
+    def refusal(self, reply: Reply) -> RemoteError:
+        """What to tell the user of a reply whose status is not 200."""
+        if 300 <= reply.status < 400:
+            return RemoteError(f"{self.who} points to another address, which is not followed; give that address")
+        said = read_refusal(reply.body)
+        other = "ask its operator" if reply.status >= 500 else "see that client and server fit together"
+        return RemoteError(
+            f"{self.who} refuses ({reply.status}{said and ': ' + said}); {_ADVICE.get(reply.status, other)}"
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def _ask(self, request: httpx.Request, most: int) -> Reply:
+        (response, body), attempts = await persist(
+            lambda: self._attempt(request, most), self._patience, self._clock, self.who
+        )
+        return Reply(response.status_code, response.headers, body, request_bytes(request), attempts)
+
+    async def _attempt(self, request: httpx.Request, most: int) -> tuple[httpx.Response, bytes]:
+        try:
+            response = await self._http.send(request, stream=True)
+            try:
+                if response.status_code in _AGAIN:
+                    raise TryAgain(_AGAIN[response.status_code], _retry_after(response))
+                body = await self._read(response, most)
+            finally:
+                await response.aclose()
+        except httpx.TransportError as error:
+            if (reason := _distrust(error)) is not None:
+                raise RemoteError(
+                    f"{self.who} and this client do not trust each other ({reason}); give the authority of its "
+                    "certificate, or this client's own certificate"
+                ) from error
+            unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            raise TryAgain("cannot be reached" if unreachable else "broke the connection off") from error
+        if response.status_code == 500 and not read_refusal(body):
+            # No fault that a server of this protocol has, as it would say so, but a proxy (Ray's) that lost its server.
+            raise TryAgain("is behind a gateway that lost it")
+        return response, body
+
+    async def _read(self, response: httpx.Response, most: int) -> bytes:
+        # A few bytes of gzip can stand for gigabytes, which httpx unpacks before anybody can count them.
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise RemoteError(f"{self.who} answers with packed bytes, which were not asked for; ask its operator")
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > most:
+                raise RemoteError(f"{self.who} answers with more than the {most} bytes that it may; ask its operator")
+        return bytes(body)
+
+
+def request_bytes(request: httpx.Request) -> int:
+    """Length of a request as HTTP/1.1 writes it: request line, headers, an empty line, body."""
+    line = len(request.method) + len(request.url.raw_path) + len("  HTTP/1.1\r\n")
+    headers = sum(len(name) + len(value) + len(": \r\n") for name, value in request.headers.raw)
+    return line + headers + len("\r\n") + len(request.content)
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the server asks to wait, 0 where it does not say so in one of the two forms that HTTP has."""
+    value = response.headers.get("Retry-After", "")
+    if value.isascii() and value.isdecimal() and len(value) < 10:
+        return float(value)
+    try:
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _distrust(error: BaseException) -> str | None:
+    """What TLS objects to; None for a connection that broke for another reason."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return getattr(cause, "verify_message", None) or cause.reason or "TLS failed"
+        cause = cause.__cause__ or cause.__context__
+    return None

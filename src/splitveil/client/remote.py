@@ -1,0 +1,170 @@
+"""Photos to answers by way of a server, asynchronously; the synchronous client runs on it too."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from splitveil.client.access import Access
+from splitveil.client.answer import Answer, Sent
+from splitveil.client.connection import Connection
+from splitveil.client.encoder import EdgeEncoder, Photo
+from splitveil.client.patience import Clock, Patience
+from splitveil.client.protocol import configured_identity, inference_body, longest_answer, read_logits, read_object
+from splitveil.codec import Coding
+from splitveil.errors import RemoteError
+
+LARGEST_BATCH = 32
+"""Frames in one request at most; more photos are sent in several."""
+LARGEST_BODY = 2**20
+"""Bytes of frames in one request at most, unless one frame has more."""
+_MAY_BE_ANOTHER = (400, 404)  # what a server answers to frames of a bundle that it does not serve any more
+_MOST_VERSIONS = 16  # looked through
+
+
+class AsyncEdgeClient:
+    """Answers for photos, of which a server sees nothing but the frames.
+
+         photo ─► EdgeEncoder ─► frame ═ POST /v2/models/NAME/infer ═► logits ─► Answer
+
+    Before the first frame leaves, the server must have shown that it holds the other half of this very bundle.
+    Requests that fail on the way are repeated, which is safe: an inference changes nothing on the server. May be used
+    for many requests at once, within one event loop; ``async with`` closes its connections.
+
+    Args:
+        bundle: the folder ``edge`` that `splitveil export` wrote.
+        url: https://HOST[:PORT], with a path where the server lies behind one. Proxies of the environment are not used.
+        m: components to send; what the bundle's policy says where not given.
+        coding: of the coefficients; likewise.
+        public_key: PEM file of an Ed25519 key; the bundle must then carry its signature.
+        access: certificates and token.
+        patience: limits of each request.
+        transport: of httpx, in place of the network.
+        clock: of the waits between attempts.
+
+    Attributes:
+        encoder: what makes the frames.
+        batch: photos in one request at most.
+
+    Raises:
+        BundleError, WireError: see `EdgeEncoder`.
+        RemoteError: the address or what it is to be reached with cannot be used.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        url: str,
+        *,
+        m: int | None = None,
+        coding: Coding | None = None,
+        public_key: str | Path | None = None,
+        access: Access | None = None,
+        patience: Patience | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.encoder = EdgeEncoder(bundle, m=m, coding=coding, public_key=public_key)
+        self._manifest = self.encoder.manifest
+        frame_bytes = self._manifest.messages.frame_bytes(self.encoder.m, self.encoder.coding)
+        self.batch = max(1, min(LARGEST_BATCH, LARGEST_BODY // frame_bytes))
+        self._connection = Connection(url, access or Access(), patience or Patience(), transport, clock or Clock())
+        self._known: str | None = None
+        self._asking = asyncio.Lock()
+
+    async def answer(self, photo: Photo) -> Answer:
+        """The answer for one photo; raises as `answers` does."""
+        return (await self.answers([photo]))[0]
+
+    async def answers(self, photos: Sequence[Photo]) -> list[Answer]:
+        """Answers for photos, in their order, in requests of at most `batch`.
+
+        Raises:
+            DataError, ShapeError: a photo cannot be read or does not fit.
+            RemoteError: the server cannot be reached in time, fails, refuses, holds another bundle, or answers with
+                what is no answer.
+        """
+        found: list[Answer] = []
+        for start in range(0, len(photos), self.batch):
+            # In a thread, so that other requests go on while this one's photos are encoded.
+            frames = await asyncio.to_thread(self.encoder.frames, photos[start : start + self.batch])
+            found += await self.ask(frames)
+        return found
+
+    async def ask(self, frames: Sequence[bytes]) -> list[Answer]:
+        """Answers for frames of this client's encoder, in one request; raises `RemoteError` as `answers` does."""
+        if not frames:
+            return []
+        body, headers = inference_body(frames)
+        rows, classes = len(frames), self._manifest.classes
+        most = longest_answer(rows, len(classes))
+        place = await self._place()
+        reply = await self._connection.post(place + "/infer", body, headers, most)
+        if reply.status in _MAY_BE_ANOTHER:
+            # A bundle may have been replaced since the server was met; then look for ours once more.
+            self._known = None
+            if (moved := await self._place()) != place:
+                reply = await self._connection.post(moved + "/infer", body, headers, most)
+        if reply.status != 200:
+            raise self._connection.refusal(reply)
+        logits = read_logits(reply.body, reply.headers, rows, len(classes))
+        sent = Sent(reply.request_bytes, rows, reply.attempts)
+        best = [int(row.argmax()) for row in logits]
+        return [
+            Answer(classes[index], index, row, frame, sent)
+            for index, row, frame in zip(best, logits, frames, strict=True)
+        ]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _place(self) -> str:
+        """The path below which the server serves the other half of this bundle; asked for once.
+
+        Raises:
+            RemoteError: it serves no such bundle.
+        """
+        async with self._asking:
+            if self._known is None:
+                self._known = await self._find()
+            return self._known
+
+    async def _find(self) -> str:
+        path, ours = f"/v2/models/{self._manifest.name}", self._manifest.identity
+        served = await self._metadata(path)
+        if served.get("identity") == ours:
+            return path
+        versions = served.get("versions")
+        for version in versions[:_MOST_VERSIONS] if isinstance(versions, list) else ():
+            # An older version may still be served beside the newest, which answers where none is named.
+            older = f"{path}/versions/{version}"
+            if isinstance(version, str) and version.isalnum() and (await self._metadata(older)).get("identity") == ours:
+                return older
+        theirs = served.get("identity")
+        shown = f"{theirs[:12]}…" if isinstance(theirs, str) and theirs.isalnum() else "no identity"
+        raise RemoteError(
+            f"{self._connection.who} holds another bundle of {self._manifest.name} ({shown}) than this client "
+            f"({ours[:12]}…); use the two that were exported together"
+        )
+
+    async def _metadata(self, path: str) -> dict[str, Any]:
+        reply = await self._connection.get(path)
+        if reply.status != 200:
+            raise self._connection.refusal(reply)
+        said = read_object(reply.body)
+        if "identity" not in said:  # Triton has no room for it there, but among the parameters of its configuration
+            reply = await self._connection.get(f"{path}/config")
+            said["identity"] = configured_identity(read_object(reply.body)) if reply.status == 200 else None
+        return said
