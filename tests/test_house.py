@@ -15,7 +15,7 @@ SOURCE = Path(sv.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a room imports from those before it only. The package's own face and `python -m` stand outside.
 ROOMS = (
-    "version", "errors", "message", "codec", "wire", "extras", "files", "statistics", "profile", "bundle",
+    "version", "errors", "message", "codec", "wire", "extras", "files", "statistics", "profile", "bundle", "serve",
     "picture", "client", "tensors", "data", "models", "split", "linear", "obfuscate", "exchange", "cost", "train",
     "runs", "attack", "baselines", "measure", "profiling", "export", "figures", "report", "experiments",
     "demo", "cli",
@@ -100,6 +100,11 @@ sys.meta_path.insert(0, Blocked())
 def without_extras(program: str) -> subprocess.CompletedProcess[str]:
     """Runs a program in an interpreter that has the base installation only."""
     return subprocess.run([sys.executable, "-c", WITHOUT + program], capture_output=True, text=True, timeout=120)
+
+
+def test_the_server_runs_without_torch() -> None:
+    done = without_extras(f"import splitveil.serve\nassert not set({HEAVY}) & set(sys.modules)\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_the_edge_runs_without_the_extra() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from splitveil.cli import attack, choose, data, demo, export, infer, inspect, profile, reproduce, train
+from splitveil.cli import attack, choose, data, demo, export, infer, inspect, profile, reproduce, serve, train
 from splitveil.cli.output import fail
 from splitveil.errors import SplitveilError
 from splitveil.extras import explain_missing
@@ -25,6 +25,7 @@ app.command("profile")(profile.profile)
 app.command("choose")(choose.choose)
 app.command("reproduce")(reproduce.reproduce)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("infer")(infer.infer)
 app.command("attack")(attack.attack)
 

@@ -1,0 +1,76 @@
+"""``splitveil serve``: the inference server for server bundles; runs without torch."""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_MEBIBYTE = 2**20
+
+
+def serve(
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", help="Server bundles, or folders of NAME/VERSION bundles."),
+    ],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option("--http-port", help="Of REST; 0: any free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option("--grpc-port", help="Of gRPC; 0: any free one.")] = 8001,
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="Bearer tokens, one per line.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate with its chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="The certificate's key, PEM.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option("--client-ca", help="Ask clients for certificates of this authority, PEM.")
+    ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option("--require-signature", metavar="PUBLIC_KEY", help="Ed25519 key of all bundles, PEM.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option("--max-batch", help="Rows of a request, and computed together.")] = 64,
+    max_delay_ms: Annotated[
+        float, typer.Option("--max-delay-ms", help="How long a request waits for others to be computed with.")
+    ] = 0.0,
+    max_requests: Annotated[int, typer.Option("--max-requests", help="Answered at once; more get 503.")] = 256,
+    max_connections: Annotated[int, typer.Option("--max-connections", help="Open at once, of each protocol.")] = 2048,
+    max_body: Annotated[float, typer.Option("--max-body", help="MiB of a request, also decompressed.")] = 16.0,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that a client has to send a request.")] = 10.0,
+    drain: Annotated[float, typer.Option("--drain", help="Seconds for requests under way after SIGTERM.")] = 20.0,
+    threads: Annotated[int, typer.Option("--threads", help="Of ONNX Runtime per model; 0: one per core.")] = 1,
+    reload: Annotated[
+        float, typer.Option("--reload", metavar="SECONDS", help="Look for changed bundles so often; 0: never.")
+    ] = 0.0,
+    no_control: Annotated[bool, typer.Option("--no-control", help="Clients may not load or unload models.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say the addresses as one JSON object.")] = False,
+) -> None:
+    """Serve bundles by the Open Inference Protocol v2, REST and gRPC, until SIGTERM.
+
+    Once both protocols answer, one line on stdout says where. Logs are JSON lines on stderr. See docs/serving.md.
+    """
+    # gRPC's core writes lines of its own to stderr about every stranger's bad bytes.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    import uvloop
+
+    from splitveil.serve import Addresses, Settings, open_models
+    from splitveil.serve import serve as serve_models
+    from splitveil.serve.logs import log_to_stderr
+
+    settings = Settings(
+        host=host, http_port=http_port, grpc_port=grpc_port, token_file=token_file, tls_cert=tls_cert, tls_key=tls_key,
+        client_ca=client_ca, public_key=public_key, max_batch=max_batch, max_delay_ms=max_delay_ms,
+        max_requests=max_requests, max_connections=max_connections, max_body=int(max_body * _MEBIBYTE),
+        timeout=timeout, drain=drain, threads=threads, reload=reload, control=not no_control,
+    )  # fmt: skip
+    log_to_stderr()
+    models = open_models(bundles, settings)
+    names = [f"{model.name}/{model.version}" for model in models.loaded]
+
+    def say(addresses: Addresses) -> None:
+        if as_json:
+            typer.echo(json.dumps({"rest": addresses.rest, "grpc": addresses.grpc, "models": names}))
+        else:
+            typer.echo(f"serving {', '.join(names)} at {addresses.rest} (REST) and {addresses.grpc} (gRPC)")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve_models(models, settings, say))

@@ -1,0 +1,134 @@
+"""Requests that are waiting are computed together; nobody waits for company longer than the settings say."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Waiting = tuple[Array, asyncio.Future[Array]]
+
+INLINE_SECONDS = 0.002
+"""Runs that are expected to be shorter take place in the event loop: a thread and the way back cost as much."""
+
+
+class Batcher:
+    """Runs one model: one batch at a time, in the order in which requests came.
+
+    All requests that one turn of the event loop has read are computed together, and while a long batch runs in its
+    thread the next one gathers. The rows of one request are never torn apart.
+
+    Args:
+        run: rows (B, *inside) to results (B, *outside); may be called in a thread.
+        max_batch: rows in one run.
+        max_delay: seconds that the first request of a batch waits for others.
+        seconds: that a run of so many rows is expected to take.
+        observe: told the rows and the seconds of each run.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Array], Array],
+        *,
+        max_batch: int,
+        max_delay: float,
+        seconds: Callable[[int], float],
+        observe: Callable[[int, float], None],
+    ) -> None:
+        self._run, self._max_batch, self._max_delay = run, max_batch, max_delay
+        self._seconds, self._observe = seconds, observe
+        self._waiting: deque[Waiting] = deque()
+        self._rows = 0  # of all that wait
+        self._start: asyncio.Handle | None = None
+        self._busy = False
+        self._thread = ThreadPoolExecutor(1, "splitveil-run")  # which starts with the first long run
+
+    async def submit(self, rows: Array) -> Array:
+        """Results (B, *outside) of rows (B, *inside), B at most max_batch; raises what the run raised."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Array] = loop.create_future()
+        self._waiting.append((rows, future))
+        self._rows += len(rows)
+        self._plan(loop)
+        return await future
+
+    def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See that the next batch will start."""
+        if self._busy or not self._waiting:
+            return
+        if self._start is None and self._max_delay and self._rows < self._max_batch:
+            self._start = loop.call_later(self._max_delay, self._next)
+        elif self._start is None:
+            # Not at once, but after everything that this turn of the loop has read.
+            self._start = loop.call_soon(self._next)
+        elif self._max_delay and self._rows >= self._max_batch:
+            self._start.cancel()
+            self._start = loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self._start = None
+        loop = asyncio.get_running_loop()
+        batch = self._take()
+        if not batch:
+            return self._plan(loop)
+        rows = batch[0][0] if len(batch) == 1 else np.concatenate([rows for rows, _ in batch])
+        if self._seconds(len(rows)) > INLINE_SECONDS:
+            self._busy = True
+            work = loop.run_in_executor(self._thread, self._timed, rows)
+            return work.add_done_callback(partial(self._done, loop, batch))
+        try:
+            results = self._timed(rows)
+        except Exception as error:
+            _fail(batch, error)
+        else:
+            self._answer(batch, *results)
+        return self._plan(loop)
+
+    def _done(
+        self, loop: asyncio.AbstractEventLoop, batch: list[Waiting], work: asyncio.Future[tuple[Array, float]]
+    ) -> None:
+        self._busy = False
+        if work.cancelled() or (error := work.exception()):
+            _fail(batch, RuntimeError("a run was cancelled") if work.cancelled() else error)
+        else:
+            self._answer(batch, *work.result())
+        self._plan(loop)
+
+    def _take(self) -> list[Waiting]:
+        """As many whole requests as fit; those whose client has left are dropped."""
+        batch: list[Waiting] = []
+        count = 0
+        while self._waiting:
+            size = len(self._waiting[0][0])
+            gone = self._waiting[0][1].done()
+            if batch and not gone and count + size > self._max_batch:
+                break
+            one = self._waiting.popleft()
+            self._rows -= size
+            if not gone:
+                batch.append(one)
+                count += size
+        return batch
+
+    def _timed(self, rows: Array) -> tuple[Array, float]:
+        begin = time.perf_counter()
+        return self._run(rows), time.perf_counter() - begin
+
+    def _answer(self, batch: list[Waiting], results: Array, seconds: float) -> None:
+        self._observe(len(results), seconds)
+        place = 0
+        for rows, future in batch:
+            if not future.done():
+                future.set_result(results[place : place + len(rows)])
+            place += len(rows)
+
+
+def _fail(batch: list[Waiting], error: BaseException | None) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error or RuntimeError("a run failed"))

@@ -1,0 +1,223 @@
+"""Both protocols on sockets, in one event loop, from start to drained end."""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from splitveil.errors import ServeError
+from splitveil.serve.connection import LONGEST_HEAD, Connection
+from splitveil.serve.grpc_service import GrpcService
+from splitveil.serve.logs import places
+from splitveil.serve.refusal import fault
+from splitveil.serve.repository import Models
+from splitveil.serve.rest import rest_application
+from splitveil.serve.service import Service
+from splitveil.serve.settings import Settings
+from splitveil.serve.tls import grpc_credentials, http_context
+
+QUIET_SECONDS = 0.3
+"""How long connections stay open once draining has begun: what is on its way still gets a proper answer."""
+CHECK_SECONDS = 0.02
+SPARE_FILES = 256
+"""File descriptors beside those of connections."""
+CALLS_PER_CONNECTION = 100
+
+_log = logging.getLogger("splitveil.serve")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a server listens.
+
+    Attributes:
+        rest: URL of REST, such as http://127.0.0.1:8000.
+        grpc: host and port of gRPC, such as 127.0.0.1:8001.
+    """
+
+    rest: str
+    grpc: str
+
+
+async def serve(models: Models, settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
+    """Serve until SIGTERM or SIGINT; then answer what was accepted, and return.
+
+    Args:
+        models: of `open_models`.
+        settings: of the server.
+        on_ready: called once both protocols answer.
+
+    Raises:
+        ServeError: an address, the tokens or the certificates cannot be used.
+    """
+    service = Service(models, settings)
+    asyncio.get_running_loop().set_exception_handler(_lost)
+    for sentence in settings.warnings:
+        _log.warning(sentence)
+    _allow_files(2 * settings.max_connections + SPARE_FILES)
+    with _stopping() as stop:
+        async with _http(service) as http, _grpc(service) as rpc:
+            on_ready(Addresses(http.url, rpc.address))
+            _log.info("ready", extra={"fields": {"rest": http.url, "grpc": rpc.address}})
+            watching = asyncio.create_task(_watch(service)) if settings.reload else None
+            await stop.wait()
+            service.draining = True
+            _log.info("draining")
+            if watching:
+                watching.cancel()
+            await asyncio.gather(http.drain(), rpc.drain())
+    _log.info("stopped")
+
+
+class _Http:
+    def __init__(self, service: Service, connections: set[Connection], server: asyncio.Server) -> None:
+        self._service, self._connections, self._server = service, connections, server
+        port = server.sockets[0].getsockname()[1]
+        scheme = "https" if service.settings.tls_cert else "http"
+        self.url = f"{scheme}://{_bracketed(service.settings.host)}:{port}"
+
+    async def drain(self) -> None:
+        """Let no new connection in, answer what comes on the others, and close them."""
+        self._server.close()
+        for connection in list(self._connections):
+            connection.announce_end()
+        await asyncio.sleep(QUIET_SECONDS)
+        for connection in list(self._connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._service.settings.drain):
+                while self._connections:
+                    await asyncio.sleep(CHECK_SECONDS)
+        for connection in list(self._connections):
+            connection.transport.abort()
+
+
+class _Grpc:
+    def __init__(self, service: Service, server: Any, port: int) -> None:
+        self._service, self._server = service, server
+        self.address = f"{_bracketed(service.settings.host)}:{port}"
+
+    async def drain(self) -> None:
+        """Let no new call in, and answer the others."""
+        await asyncio.sleep(QUIET_SECONDS)
+        await self._server.stop(self._service.settings.drain)
+
+
+@asynccontextmanager
+async def _http(service: Service) -> AsyncIterator[_Http]:
+    settings = service.settings
+    # Only what a connection reads of it matters; uvicorn's own server is not used.
+    config = Config(
+        rest_application(service), log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
+        date_header=False, proxy_headers=False, timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]
+    )  # fmt: skip
+    config.load()
+    state, context = ServerState(), http_context(settings)
+    connections: set[Connection] = state.connections  # type: ignore[assignment]
+    patience = settings.timeout if context else None
+    try:
+        server = await asyncio.get_running_loop().create_server(
+            lambda: Connection(config, state, service), settings.host, settings.http_port, ssl=context, backlog=2048,
+            ssl_handshake_timeout=patience, ssl_shutdown_timeout=patience,
+        )  # fmt: skip
+    except OSError as error:
+        raise ServeError(f"cannot listen on {settings.host} port {settings.http_port} ({error})") from error
+    try:
+        yield _Http(service, connections, server)
+    finally:
+        server.close()
+        for connection in list(connections):
+            connection.transport.abort()
+
+
+@asynccontextmanager
+async def _grpc(service: Service) -> AsyncIterator[_Grpc]:
+    settings = service.settings
+    milliseconds = int(settings.timeout * 1000)
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", settings.max_body),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", LONGEST_HEAD),
+            ("grpc.absolute_max_metadata_size", LONGEST_HEAD),
+            ("grpc.max_concurrent_streams", CALLS_PER_CONNECTION),
+            ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            ("grpc.server_handshake_timeout_ms", milliseconds),
+            ("grpc.max_connection_idle_ms", int(settings.keep_alive * 1000)),
+            ("grpc.keepalive_time_ms", max(milliseconds, 10_000)),
+            ("grpc.keepalive_timeout_ms", milliseconds),
+            ("grpc.so_reuseport", 0),  # or two servers would share a port without knowing
+        ],
+        maximum_concurrent_rpcs=settings.max_connections,
+    )
+    add_GRPCInferenceServiceServicer_to_server(GrpcService(service), server)
+    address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
+    credentials = grpc_credentials(settings)
+    try:
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ServeError(f"cannot listen on {address} for gRPC; choose another address or port") from error
+    if not port:
+        raise ServeError(f"cannot listen on {address} for gRPC; choose another address or port")
+    await server.start()
+    try:
+        yield _Grpc(service, server, port)
+    finally:
+        await server.stop(None)
+
+
+async def _watch(service: Service) -> None:
+    """Load what changes on disk."""
+    looks: dict[Path, tuple[object, ...]] = {}
+    while True:
+        await asyncio.sleep(service.settings.reload)
+        try:
+            looks = await service.models.refresh(looks)
+        except Exception as error:
+            fault(error)  # whatever it is, looking goes on
+
+
+def _lost(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody caught; the loop's own handler would log texts of exceptions, which may hold values of a tensor."""
+    error = context.get("exception")
+    where = places(error) if isinstance(error, BaseException) else ""
+    _log.error("lost exception", extra={"fields": {"traceback": where}})
+
+
+@contextmanager
+def _stopping() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _allow_files(wanted: int) -> None:
+    """As many open files as connections may need, if the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        _log.warning("fewer files may be open than max_connections need", extra={"fields": {"limit": most}})
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

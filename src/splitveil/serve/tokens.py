@@ -1,0 +1,64 @@
+"""Bearer tokens: which are known, compared in constant time."""
+
+import hashlib
+import hmac
+from pathlib import Path
+
+from splitveil.errors import ServeError
+from splitveil.serve.refusal import RefusedError
+
+SHORTEST = 16
+LONGEST_FILE = 2**20
+
+
+class Tokens:
+    """The tokens that are let in.
+
+    Args:
+        file: one token per line; empty lines and those that begin with # do not count. None: everybody is let in.
+
+    Raises:
+        ServeError: the file cannot be read, or holds no token, or one that is too short or has blanks.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._digests: list[bytes] = []
+        if file is None:
+            return
+        try:
+            with file.open("rb") as opened:
+                lines = opened.read(LONGEST_FILE).decode("ascii").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ServeError(f"{file} cannot be read as tokens, one per line ({error})") from error
+        for number, line in enumerate(lines, 1):
+            token = line.strip()
+            if not token or token.startswith("#"):
+                continue
+            if len(token) < SHORTEST or " " in token:
+                raise ServeError(
+                    f"line {number} of {file} is no token of at least {SHORTEST} characters without blanks; "
+                    "make one with 'openssl rand -hex 32'"
+                )
+            self._digests.append(hashlib.sha256(token.encode()).digest())
+        if not self._digests:
+            raise ServeError(f"{file} holds no token; make one with 'openssl rand -hex 32'")
+
+    @property
+    def needed(self) -> bool:
+        """Whether requests must carry a token."""
+        return bool(self._digests)
+
+    def check(self, authorization: bytes) -> None:
+        """Let a request in by its header ``Authorization``.
+
+        Raises:
+            RefusedError: it names no known token.
+        """
+        if not self._digests:
+            return
+        scheme, _, token = authorization.partition(b" ")
+        # Digests have one length, and all are compared: how long it takes tells nothing of any token.
+        given = hashlib.sha256(token.strip()).digest()
+        known = sum(hmac.compare_digest(given, digest) for digest in self._digests)
+        if scheme.lower() != b"bearer" or not known:
+            raise RefusedError("unauthenticated", "this server asks for a token: send 'Authorization: Bearer TOKEN'")
