@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROOMS = (
     "version", "errors", "message", "codec", "wire", "extras", "files", "statistics", "profile", "bundle", "serve",
     "picture", "client", "tensors", "data", "models", "split", "linear", "obfuscate", "exchange", "cost", "train",
-    "runs", "attack", "baselines", "measure", "profiling", "export", "figures", "report", "experiments",
+    "runs", "attack", "baselines", "measure", "profiling", "export", "deploy", "figures", "report", "experiments",
     "demo", "cli",
 )  # fmt: skip
 FACES = ("__init__", "__main__")

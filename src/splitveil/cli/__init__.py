@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from splitveil.cli import attack, choose, data, demo, export, infer, inspect, profile, reproduce, serve, train
+from splitveil.cli import attack, choose, data, demo, deploy, export, infer, inspect, profile, reproduce, serve, train
 from splitveil.cli.output import fail
 from splitveil.errors import SplitveilError
 from splitveil.extras import explain_missing
@@ -27,6 +27,7 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("infer")(infer.infer)
+app.add_typer(deploy.app, name="deploy")
 app.command("attack")(attack.attack)
 
 
