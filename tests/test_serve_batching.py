@@ -20,7 +20,7 @@ class Made:
     def __init__(self, *, seconds: float = 0.0, max_batch: int = 8, max_delay: float = 0.0) -> None:
         self.batches: list[list[float]] = []
         self.threads: set[int] = set()
-        self.go = threading.Event()
+        self.go, self.begun = threading.Event(), threading.Event()
         self.go.set()
         self.observed: list[int] = []
         self.batcher = Batcher(
@@ -29,12 +29,18 @@ class Made:
         )  # fmt: skip
 
     def run(self, rows: Array) -> Array:
+        self.begun.set()
         assert self.go.wait(HANGING)
         self.batches.append(rows[:, 0].tolist())
         self.threads.add(threading.get_ident())
         if (rows < 0).any():
             raise ValueError("a bad batch")
         return rows * 2
+
+    async def computing(self) -> None:
+        """Until a run has begun."""
+        while not self.begun.is_set():
+            await asyncio.sleep(0)
 
     async def ask(self, value: float, rows: int = 1) -> Array:
         return await self.batcher.submit(np.full((rows, 1), value, np.float32))
@@ -51,6 +57,36 @@ def test_what_arrives_in_one_turn_is_computed_together() -> None:
     assert made.batches == [[1.0, 2.0, 3.0]]
     assert made.observed == [3]
     assert made.threads == {threading.get_ident()}
+
+
+def test_what_arrives_turn_by_turn_is_computed_together() -> None:
+    made = Made(max_batch=100)
+
+    async def one_after_the_other() -> None:
+        asked = []
+        for value in range(5):  # as gRPC hands them over
+            asked.append(asyncio.create_task(made.ask(value)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await asyncio.gather(*asked)
+
+    asyncio.run(one_after_the_other())
+    assert made.batches == [[0.0, 1.0, 2.0, 3.0, 4.0]]
+
+
+def test_nobody_waits_for_a_stream_that_does_not_end() -> None:
+    made = Made(max_batch=1000)
+
+    async def endless() -> None:
+        asked = []
+        while not made.begun.is_set():
+            asked.append(asyncio.create_task(made.ask(len(asked))))
+            await asyncio.sleep(0)
+            assert len(asked) < 200
+        await asyncio.gather(*asked)
+
+    asyncio.run(asyncio.wait_for(endless(), HANGING))
+    assert len(made.batches[0]) > 10
 
 
 def test_requests_are_never_torn_nor_overtaken_nor_beyond_the_limit() -> None:
@@ -72,8 +108,7 @@ def test_long_runs_leave_the_loop_free_and_others_gather_meanwhile() -> None:
 
     async def meanwhile() -> None:
         first = asyncio.create_task(made.ask(1))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await made.computing()
         others = [asyncio.create_task(made.ask(value)) for value in (2, 3)]
         await asyncio.sleep(0)
         made.go.set()  # only reached if the loop is free
@@ -116,8 +151,7 @@ def test_who_has_left_is_not_computed() -> None:
 
     async def leave() -> Array:
         first = asyncio.create_task(made.ask(1))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await made.computing()
         left, stayed = asyncio.create_task(made.ask(2)), asyncio.create_task(made.ask(3))
         await asyncio.sleep(0)
         left.cancel()

@@ -15,13 +15,17 @@ Waiting = tuple[Array, asyncio.Future[Array]]
 
 INLINE_SECONDS = 0.002
 """Runs that are expected to be shorter take place in the event loop: a thread and the way back cost as much."""
+QUIET_TURNS = 8
+"""Turns of the event loop without a new request after which a batch starts: gRPC hands over one request a turn, so
+that those which are there already would be computed one by one. A turn in which nothing happens takes microseconds."""
+MOST_TURNS = 64
 
 
 class Batcher:
     """Runs one model: one batch at a time, in the order in which requests came.
 
-    All requests that one turn of the event loop has read are computed together, and while a long batch runs in its
-    thread the next one gathers. The rows of one request are never torn apart.
+    All requests that have arrived are computed together, and while a long batch runs in its thread the next one
+    gathers. The rows of one request are never torn apart.
 
     Args:
         run: rows (B, *inside) to results (B, *outside); may be called in a thread.
@@ -64,11 +68,20 @@ class Batcher:
         if self._start is None and self._max_delay and self._rows < self._max_batch:
             self._start = loop.call_later(self._max_delay, self._next)
         elif self._start is None:
-            # Not at once, but after everything that this turn of the loop has read.
-            self._start = loop.call_soon(self._next)
+            # Not at once, but after everything that has arrived.
+            self._start = loop.call_soon(self._gather, loop, self._rows, QUIET_TURNS, MOST_TURNS)
         elif self._max_delay and self._rows >= self._max_batch:
             self._start.cancel()
             self._start = loop.call_soon(self._next)
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, rows: int, quiet: int, most: int) -> None:
+        """Start the batch once nothing new has come for some turns of the loop."""
+        if self._rows > rows:
+            quiet = QUIET_TURNS
+        if self._rows >= self._max_batch or not quiet or not most:
+            self._next()
+        else:
+            self._start = loop.call_soon(self._gather, loop, self._rows, quiet - 1, most - 1)
 
     def _next(self) -> None:
         self._start = None

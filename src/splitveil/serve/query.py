@@ -1,5 +1,6 @@
 """What a request asks, in the terms of neither protocol, and the coefficients that it carries."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,7 @@ def _octets(tensor: Tensor, shape: list[int]) -> bytes:
 
 
 def _floats(tensor: Tensor, shape: list[int]) -> NDArray[np.float32]:
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if isinstance(tensor.data, bytes):
         if len(tensor.data) != 4 * count:
             raise RefusedError(
