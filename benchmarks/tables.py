@@ -1,10 +1,12 @@
-"""The README's tables and docs/results.md, made from the rows of `splitveil reproduce` in results.
+"""The README's tables, docs/results.md from the rows of `splitveil reproduce`, and the speeds in docs/edge.md and
+docs/deploying.md, made from benchmarks/results.
 
 python benchmarks/tables.py            # writes them
 python benchmarks/tables.py --check    # says whether they are up to date
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from splitveil.experiments.training import KEPT, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results: made by benchmarks/tables.py from results/ablation -->", "<!-- end of results -->"
+SPEED, END_OF_SPEED = "<!-- speed: made by benchmarks/tables.py from benchmarks/results -->", "<!-- end of speed -->"
 SETTINGS = Settings(precision="bfloat16")  # of the published run
 TITLES = {
     "utkface": "**UTKFace**: target gender, hidden race (5 values)",
@@ -32,7 +35,8 @@ def main() -> None:
     check = parser.parse_args().check
     for name in () if check else PAPER:
         show(name, SETTINGS, ROOT / "results", ROOT / "runs")
-    for path, made in ((ROOT / "README.md", readme()), (ROOT / "docs" / "results.md", results())):
+    made_of = {"README.md": readme, "docs/results.md": results, "docs/edge.md": edge, "docs/deploying.md": deploying}
+    for path, made in ((ROOT / name, make()) for name, make in made_of.items()):
         if not check:
             path.write_text(made, encoding="utf-8")
         elif made != path.read_text(encoding="utf-8"):
@@ -40,13 +44,91 @@ def main() -> None:
 
 
 def readme() -> str:
-    before, rest = (ROOT / "README.md").read_text(encoding="utf-8").split(START)
-    _, after = rest.split(END)
     found, complaints = read_rows(ROOT / "results/ablation/rows", "ablation")
     if complaints:
         sys.exit("\n".join(complaints))
-    tables = "\n\n".join(table(list(found.values()), name) for name in DATA)
-    return f"{before}{START}\n{tables}\n{END}{after}"
+    return between("README.md", START, END, "\n\n".join(table(list(found.values()), name) for name in DATA))
+
+
+def between(name: str, start: str, end: str, text: str) -> str:
+    """A page with the text between its two marks."""
+    before, rest = (ROOT / name).read_text(encoding="utf-8").split(start)
+    return f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def measured(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))
+    return found
+
+
+def edge() -> str:
+    """Time, bytes and footprint of the edge."""
+    found = measured("edge.json")
+    heads = [
+        "data",
+        "cut",
+        "m'",
+        "batch",
+        "without, ms",
+        "encoder adds, ms",
+        "beside m'/m",
+        "encoder alone beside m'/m",
+    ]
+    times = [
+        [row["data"], row["cut"], row["m"], row["batch"], f"{row['without_ms']:.3f}", f"{row['added_ms']:.4f}",
+         ratio(row["ratio"]), ratio(row["ratio_alone"])]
+        for row in found["times"]
+    ]  # fmt: skip
+    sizes = [
+        [row["data"], row["cut"], row["m"], row["float32_bytes"], row["int8_bytes"], row["int4_bytes"],
+         row["raw_bytes"], f"{row['jpeg_bytes']:.0f}"]
+        for row in found["bytes"]
+    ]  # fmt: skip
+    needs = [
+        [name, f"{it['seconds']:.2f}", f"{it['mib']:.0f}", f"{it['peak_mib']:.0f}", f"{it['installed_mib']:.0f}"]
+        for name, it in found["footprint"].items()
+    ]
+    text = "\n\n".join((
+        f"One thread, medians; ratios with 95 % intervals. {found['machine']}.", markdown(heads, cells(times)),
+        "Bytes of a query:",
+        markdown(["data", "cut", "m'", "float32", "int8", "int4", "raw feature", "JPEG of the input"], cells(sizes)),
+        "From the first import to the first frame, in a fresh interpreter:",
+        markdown(["", "seconds", "memory, MiB", "at most, MiB", "installed, MiB"], needs),
+    ))  # fmt: skip
+    return between("docs/edge.md", SPEED, END_OF_SPEED, text)
+
+
+def cells(rows: list[list[Any]]) -> list[list[str]]:
+    return [[str(cell) for cell in row] for row in rows]
+
+
+def ratio(it: dict[str, float]) -> str:
+    return f"{it['value']:.2f} [{it['low']:.2f}, {it['high']:.2f}]"
+
+
+def deploying() -> str:
+    """Requests a second of the servers, and bytes on the socket."""
+    found = measured("serving.json")
+    servers = ("splitveil", "kserve", "mlserver", "Triton")
+    rows = []
+    for mode, by_server in found["medians"].items():
+        rates = [f"{it['requests_per_second']:,.0f} ({it['p99_ms']:.1f})" if (it := by_server.get(server)) else "fails"
+                 for server in servers]  # fmt: skip
+        against = [it["median"] for key in ("to_best_python", "to_triton") if (it := found["ratios"][mode].get(key))]
+        rows.append([mode, *rates, *(f"{value:.2f}" for value in against)])
+    heads = ["clients", *servers, "ours / best Python server", "ours / Triton"]
+    sent = [
+        [row["what"], row["payload_bytes"] or "", f"{row['sent_bytes']:.0f}",
+         f"{row['received_bytes']:.0f}" if "received_bytes" in row else ""]
+        for row in found["bytes"]
+    ]  # fmt: skip
+    text = "\n\n".join((
+        "Requests a second, and in brackets the 99th percentile of the latency in ms; medians of "
+        f"{found['settings']['rounds']} rounds in one run, {found['machine']}, which the client shares.",
+        markdown(heads, cells(rows)), "Bytes of one query on the socket, without TLS:",
+        markdown(["what", "payload", "sent", "received"], cells(sent)),
+    ))  # fmt: skip
+    return between("docs/deploying.md", SPEED, END_OF_SPEED, text)
 
 
 def results() -> str:
