@@ -101,7 +101,7 @@ def _read(folder: Path, model: type[M], public_key: str | Path | None) -> Bundle
     files: dict[str, bytes] = {}
     for name, facts in manifest.files.items():
         content = _content(folder, name, facts.bytes)
-        if hashlib.sha256(content).hexdigest() != facts.sha256:
+        if len(content) != facts.bytes or hashlib.sha256(content).hexdigest() != facts.sha256:
             raise BundleError(f"{folder / name} is not what its bundle says it is: it was changed; export again")
         if name.endswith(".onnx"):
             _check_graph(folder / name, content)
