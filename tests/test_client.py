@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,10 +22,10 @@ import splitveil as sv
 from made_bundles import made_model
 from made_servers import Answering, answer
 from splitveil.bundle import from_frames
-from splitveil.client import Access, Answer, EdgeEncoder, Patience
+from splitveil.client import Access, Answer, AsyncEdgeClient, EdgeClient, EdgeEncoder, Patience
 from splitveil.client.patience import Clock
 from splitveil.client.protocol import longest_answer, read_logits
-from splitveil.errors import RemoteError
+from splitveil.errors import DataError, RemoteError
 
 URL = "https://server.example"
 TOLERANCE = 1e-4  # of a logit, absolute, beside torch on the same decoded coefficients
@@ -512,3 +513,26 @@ def test_tokens_that_no_header_carries(token: str) -> None:
 def test_limits_that_are_none(limits: dict[str, float]) -> None:
     with pytest.raises(RemoteError, match="seconds above 0"):
         Patience(**limits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "https://localhost:0"])
+def test_a_port_that_does_not_exist_is_an_error_of_the_address(exported: Path, url: str) -> None:
+    with pytest.raises(RemoteError, match="has no port that exists"):
+        EdgeClient(exported / "edge", url)
+
+
+def test_a_closed_asynchronous_client_says_so(exported: Path) -> None:
+    async def ask() -> None:
+        client = AsyncEdgeClient(exported / "edge", "http://127.0.0.1:9")
+        await client.close()
+        await client.answer(np.zeros(client.encoder.manifest.picture.shape, np.uint8))
+
+    with pytest.raises(RemoteError, match="this client was closed"):
+        asyncio.run(ask())
+
+
+def test_what_is_no_plain_file_is_no_photo(exported: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(DataError, match="it is a folder or the like"):
+            EdgeEncoder(exported / "edge").frames([path])

@@ -101,6 +101,9 @@ def test_a_bundle_becomes_the_next_version_and_others_stay(exported: Path, tmp_p
     ]  # fmt: skip
     assert sorted(path.name for path in models.iterdir()) == ["certified", "pairs"]
     assert sorted(path.name for path in (models / "pairs").iterdir()) == ["1", "2", "config.pbtxt"]
+    with pytest.raises(ServeError, match="versions for another backend"):
+        write_repository(models, [exported / "server"], backend="onnxruntime")
+    assert sorted(path.name for path in (models / "pairs").iterdir()) == ["1", "2", "config.pbtxt"]
 
 
 def test_what_cannot_be_written_is_refused(exported: Path, tmp_path: Path) -> None:

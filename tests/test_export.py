@@ -267,3 +267,17 @@ def test_mistakes_are_one_sentence(
         assert words in said.err
         assert said.err.count("\n") == 1
     assert not (tmp_path / "b" / "edge").exists()
+
+
+def test_names_that_no_server_offers_are_refused_before_anything(data: sv.Dataset, tmp_path: Path) -> None:
+    for name in ("a b", "a/b", "", "ä", "x" * 101, ".hidden"):
+        with pytest.raises(ExportError, match="is not to be called"):
+            export(made_model(), data, tmp_path / "bundle", cut=4, m=8, name=name)
+
+
+def test_a_file_in_the_way_is_named(data: sv.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(BundleError, match="is a file, where a folder is needed"):
+            export(made_model(), data, out, cut=4, m=8)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -4,6 +4,7 @@ from splitveil.bundle.coding import check_form, from_frames, to_frames
 from splitveil.bundle.folder import Bundle, check_free, file_facts, read_edge, read_server, write_bundle
 from splitveil.bundle.graph import Graph
 from splitveil.bundle.manifest import (
+    NAME,
     EdgeManifest,
     Messages,
     Picture,
@@ -13,6 +14,7 @@ from splitveil.bundle.manifest import (
 )
 
 __all__ = [
+    "NAME",
     "Bundle",
     "EdgeManifest",
     "Graph",

@@ -79,6 +79,8 @@ def write_bundle(
 def check_free(folder: Path) -> None:
     """Raises `BundleError` where a folder holds what is no bundle."""
     try:
+        if in_the_way := [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]:
+            raise BundleError(f"{in_the_way[0]} is a file, where a folder is needed; choose another folder")
         foreign = folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists()
     except OSError as error:
         raise BundleError(f"{folder} cannot be looked into ({error}); choose another folder") from error

@@ -28,7 +28,8 @@ def export(
     ] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="Of that proof.")] = 0.95,
     name: Annotated[
-        str | None, typer.Option("--name", help="Of the model on the server; the data set's if not given.")
+        str | None,
+        typer.Option("--name", help="Of the model on the server (letters, digits, . - _); else the data set's."),
     ] = None,
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="PEM file of an Ed25519 private key to sign with.")

@@ -64,6 +64,8 @@ def infer(
         ) as client,
         progress_bar(quiet) as progress,
     ):
+        if is_exposed(url):
+            note("frames cross to the server without TLS: who reads them on the way knows what the server knows")
         for start in range(0, len(photos), client.batch):
             answers += client.answers(photos[start : start + client.batch])
             if progress:
@@ -82,8 +84,6 @@ def infer(
     print_table(f"answers of {url}", ["photo", "answer", "probability", "bytes of its frame"], cells)
     for row in found if show_wire else ():
         _print_wire(row)
-    if is_exposed(url):
-        note("the frames crossed without TLS: who reads them on the way knows what the server knows")
 
 
 def _token(file: Path | None) -> str | None:

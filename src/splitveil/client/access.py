@@ -75,6 +75,8 @@ def check_url(url: str, access: Access) -> str:
         raise RemoteError("a server's address has no user, query or fragment here; give the token apart from it")
     if found.scheme not in ("http", "https") or not found.host:
         raise RemoteError(f"{url!r} is no address of a server; give https://HOST[:PORT]")
+    if found.port is not None and not 1 <= found.port <= 65535:
+        raise RemoteError(f"{url!r} has no port that exists; give one from 1 to 65535")
     if access.token is not None and is_exposed(url) and not access.token_over_http:
         raise RemoteError(
             f"the token would cross the network to {found.host} for anybody to read; give an https:// address"

@@ -104,10 +104,12 @@ class Connection:
         )
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; what is asked afterwards is refused."""
         await self._http.aclose()
 
     async def _ask(self, request: httpx.Request, most: int) -> Reply:
+        if self._http.is_closed:
+            raise RemoteError("this client was closed; open another one")
         (response, body), attempts = await persist(
             lambda: self._attempt(request, most), self._patience, self._clock, self.who
         )

@@ -90,6 +90,8 @@ class EdgeEncoder:
     def _pixels(self, file: Path) -> NDArray[np.uint8]:
         picture = self.manifest.picture
         try:
+            if file.exists() and not file.is_file():  # a pipe would be waited for
+                raise ValueError("it is a folder or the like, but files are read, such as FOLDER/*.png")
             mode = "L" if picture.shape[0] == 1 else "RGB"
             return read_photo(file, picture.shape[1:], crop=self._box if picture.crop else None, mode=mode)
         except FileNotFoundError as error:

@@ -75,7 +75,7 @@ def write_repository(
                 f"{manifest.name} is certified and takes frames only, which the backend onnxruntime cannot read; "
                 "use --backend python"
             )
-        _check_ours(Path(folder) / manifest.name)
+        _check_ours(Path(folder) / manifest.name, backend)
     try:
         return [_place(Path(folder), Path(bundle), backend, instances, public_key) for bundle in bundles]
     except OSError as error:
@@ -119,14 +119,19 @@ def _listed(*sizes: int) -> str:
     return ", ".join(map(str, sizes))
 
 
-def _check_ours(model: Path) -> None:
-    config = model / CONFIG
+def _check_ours(model: Path, backend: Backend) -> None:
+    if not model.exists():
+        return
     try:
-        ours = not model.exists() or config.read_text(encoding="utf-8").startswith(MARK)
+        config = (model / CONFIG).read_text(encoding="utf-8")
     except (OSError, ValueError):
-        ours = False
-    if not ours:
+        config = ""
+    if not config.startswith(MARK):
         raise ServeError(f"{model} is no model that 'splitveil deploy triton' wrote; choose another folder")
+    if f'backend: "{backend}"' not in config:
+        raise ServeError(
+            f"{model} has versions for another backend, which share its configuration; choose another folder"
+        )
 
 
 def _place(repository: Path, bundle: Path, backend: Backend, instances: int, public_key: str | Path | None) -> Placed:

@@ -1,6 +1,7 @@
 """From a trained model to an edge bundle and a server bundle."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from splitveil import profile as profiles
 from splitveil.bundle import (
+    NAME,
     EdgeManifest,
     Messages,
     Picture,
@@ -106,6 +108,10 @@ def export(
     folder = Path(out)
     for side in (EDGE, SERVER):
         check_free(folder / side)
+    if not re.fullmatch(NAME, name):
+        raise ExportError(
+            f"a model is not to be called {name!r}; take at most 100 letters, digits, dots, hyphens and underscores"
+        )
     if coding not in codings:
         raise ExportError(f"the policy's coding {coding} is not among the codings {', '.join(codings)}; add it")
     split = SplitModel(model, at=cut)

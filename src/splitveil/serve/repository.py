@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitveil.errors import BundleError, ServeError
+from splitveil.files import is_there
 from splitveil.serve.metrics import Metrics
 from splitveil.serve.model import Model
 from splitveil.serve.refusal import RefusedError
@@ -224,13 +225,15 @@ def load(place: Place, settings: Settings, metrics: Metrics) -> Model:
 
 
 def _places(folder: Path, models: Models) -> list[Place]:
-    if (folder / MANIFEST).exists() or not folder.is_dir():
+    if is_there(folder / MANIFEST) or not folder.is_dir():
         return [Place(folder, "1")]  # reading it says what is wrong with it, if anything
-    if (folder / "server" / MANIFEST).exists():
+    if is_there(folder / "server" / MANIFEST):
         raise ServeError(f"{folder} holds both bundles of an export; serve {folder / 'server'}")
     found = [Place(path, path.name) for name in _folders(folder) for path in _versions(name)]
     if not found:
-        raise ServeError(f"{folder} holds no server bundle, nor NAME/VERSION folders of them")
+        raise ServeError(
+            f"{folder} holds no server bundle, nor NAME/VERSION folders of them; name what 'splitveil export' wrote"
+        )
     models.roots.append(folder)
     return found
 
