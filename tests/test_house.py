@@ -15,15 +15,15 @@ SOURCE = Path(sv.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a room imports from those before it only. The package's own face and `python -m` stand outside.
 ROOMS = (
-    "version", "errors", "message", "codec", "wire", "extras", "files", "statistics", "profile", "bundle", "serve",
-    "picture", "client", "tensors", "data", "models", "split", "linear", "obfuscate", "exchange", "cost", "train",
-    "runs", "attack", "baselines", "measure", "profiling", "export", "deploy", "figures", "report", "experiments",
-    "demo", "cli",
+    "version", "errors", "message", "certificate", "codec", "wire", "extras", "files", "budget", "statistics",
+    "profile", "bundle", "serve", "picture", "client", "tensors", "data", "models", "split", "linear", "counting",
+    "obfuscate", "exchange", "cost", "train", "runs", "attack", "baselines", "measure", "profiling", "export",
+    "deploy", "figures", "report", "experiments", "demo", "cli",
 )  # fmt: skip
 FACES = ("__init__", "__main__")
 EDGE = (
-    "version", "errors", "message", "codec", "wire", "extras", "files", "statistics", "profile", "bundle", "picture",
-    "client", "cli",
+    "version", "errors", "message", "certificate", "codec", "wire", "extras", "files", "budget", "statistics",
+    "profile", "bundle", "picture", "client", "cli",
 )  # fmt: skip
 HEAVY = ("torch", "scipy", "sklearn", "matplotlib", "safetensors", "onnx", "onnxscript")
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from splitveil.counting import multiply_accumulates
 from splitveil.exchange import Client
 from splitveil.message import Obfuscator
 from splitveil.obfuscate import Identity
@@ -43,11 +43,3 @@ def edge_cost(split: SplitModel, veil: Obfuscator, x: Tensor) -> EdgeCost:
         raw_bytes=len(Client(split, raw).send_features(z)[0]),
         message_bytes=len(Client(split, veil).send_features(z)[0]),
     )
-
-
-def multiply_accumulates(function: object, x: Tensor) -> int:
-    """Multiply-accumulates of a call, half of what torch counts as floating-point operations."""
-    assert callable(function)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        function(x)
-    return int(counter.get_total_flops()) // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -18,7 +19,7 @@ class Message:
         carries: what a message decodes to, the ``feature`` or the ``pre-activation`` of the server's first layer.
         fixed_length: whether every message has all components; otherwise its length tells something too.
         dtype: type of one coefficient.
-        distinct: how many different messages there are, where that is finite.
+        levels: of a finite message, how many values each of its numbers takes, from 0 on; None where they are real.
         random: whether the same feature may give different messages; an adversary then trains on several of each.
     """
 
@@ -26,8 +27,13 @@ class Message:
     carries: Literal["feature", "pre-activation"] = "feature"
     fixed_length: bool = True
     dtype: str = "float32"
-    distinct: int | None = None
+    levels: tuple[int, ...] | None = None
     random: bool = False
+
+    @property
+    def distinct(self) -> int | None:
+        """How many different messages there are, where that is finite."""
+        return None if self.levels is None else math.prod(self.levels)
 
 
 class Obfuscator(Protocol):

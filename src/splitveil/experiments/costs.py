@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from splitveil.cost import edge_cost, multiply_accumulates
+from splitveil.cost import edge_cost
+from splitveil.counting import multiply_accumulates
 from splitveil.data import load_data
 from splitveil.experiments.accuracy import Numbers
 from splitveil.experiments.cells import Place, Report, Result, Row

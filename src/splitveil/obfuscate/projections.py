@@ -1,4 +1,4 @@
-"""Obfuscators: what leaves the edge device in place of the feature (paper section 4.2)."""
+"""The paper's obfuscators: projections onto the singular vectors of the server's first layer (section 4.2)."""
 
 import math
 import warnings

@@ -1,0 +1,129 @@
+"""A message that is one number among M, chosen so that the server's answer is kept."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from splitveil.errors import RankError, ShapeError
+from splitveil.obfuscate.aware import ServerAware
+from splitveil.obfuscate.clustering import clusters
+from splitveil.obfuscate.encoder import Encoder, affordable_width
+from splitveil.obfuscate.features import Features, frozen
+from splitveil.obfuscate.tables import Tables
+from splitveil.obfuscate.tuning import EPOCHS, Lesson, Progress, Weights
+from splitveil.split import SplitModel
+
+DIRECTIONS = 16
+"""Directions of `ServerAware` that the first scores are made of, or as many as matter."""
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook(Tables):
+    """The index of a codeword, of M; the server looks the codeword up, a feature, and answers from it.
+
+    The client's answers are clustered by KL divergence, for two classes by the best partition into intervals. Scores
+    for the codewords and the codewords themselves are then tuned for the expected divergence of the server's answers.
+    Fit it with `Codebook.fit`.
+
+    Attributes:
+        encoder: gives a score for each codeword.
+        table: the codewords, (M, n).
+    """
+
+    encoder: Encoder
+    table: Tensor
+    feature_shape: tuple[int, ...]
+    name: str = "codebook"
+
+    def __post_init__(self) -> None:
+        self._check_table()
+        if len(self.encoder.weight) != len(self.table) or len(self.encoder.mean) != self.table.shape[1]:
+            raise ShapeError("an encoder needs a score for every codeword, from features of the codewords' shape")
+        if self.encoder.bias is None:
+            raise ShapeError("scores need a bias, which says how far each codeword's cluster lies from the mean")
+
+    @property
+    def levels(self) -> tuple[int, ...]:  # type: ignore[override]
+        """One digit of M values."""
+        return (len(self.table),)
+
+    def encode(self, z: Tensor) -> Tensor:
+        """Indices (B, 1), int64, of features (B, *feature)."""
+        return self.encoder(z).argmax(1, keepdim=True)
+
+    @classmethod
+    def fit(
+        cls, split: SplitModel, features: Features, *, messages: int, epochs: int = EPOCHS, width: int | None = None,
+        seed: int = 0, progress: Progress | None = None,
+    ) -> "Codebook":  # fmt: skip
+        """Cluster, then tune.
+
+        Args:
+            split: the trained model.
+            features: of unlabelled images.
+            messages: codewords at most, M; clusters that nothing falls into are left out.
+            epochs: of the tuning.
+            width: of the encoder's hidden layer, see `Distilled.fit`.
+            seed: of all that is drawn.
+            progress: called as (epochs done, epochs in all, text).
+
+        Raises:
+            RankError: fewer than two messages are asked for, the width is too small, or no direction matters.
+            RecipeError: the number of epochs is negative.
+            ModelError: the server's answer is not one row of logits, or not finite.
+        """
+        if messages < 2:
+            raise RankError(f"messages={messages}: an answer needs at least two different messages")
+        start = ServerAware.fit(split, features, m=DIRECTIONS, seed=seed, fewer=True)
+        lesson = Lesson.of(split, features)
+        member = clusters(lesson.answers.cpu(), messages, seed)
+        count = int(member.max()) + 1
+        width = affordable_width(features, start.m, count) if width is None else width
+        if width and width < 2 * start.m:
+            raise RankError(
+                f"a hidden layer of {width} units cannot carry {start.m} coefficients; make it {2 * start.m}, or 0"
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            encoder = _scores(start, width, start.encode(lesson.z), member)
+        table = torch.stack([lesson.z[member == index].flatten(1).mean(0) for index in range(count)])
+        weights = {"weight": encoder.weight, "bias": encoder.bias, "table": table}
+        weights |= {} if encoder.hidden is None else {"hidden": encoder.hidden, "hidden_bias": encoder.hidden_bias}
+        objective = _Expected(frozen(split.server), start.mean)
+        tuned = lesson.tune(
+            {name: value for name, value in weights.items() if value is not None}, objective, epochs=epochs, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+        return cls(_encoder(start.mean, tuned), tuned["table"], features.shape)
+
+
+def _scores(start: ServerAware, width: int, a: Tensor, member: Tensor) -> Encoder:
+    """Scores by distance from the clusters' means in the coefficients a (N, m): −½‖a − c‖² up to what all share."""
+    centres = torch.stack([a[member == index].mean(0) for index in range(int(member.max()) + 1)])
+    inner = Encoder.started(start, width)
+    return Encoder(
+        start.mean, centres @ inner.weight, -centres.square().sum(1) / 2, inner.hidden, inner.hidden_bias
+    )  # fmt: skip
+
+
+def _encoder(mean: Tensor, weights: Weights) -> Encoder:
+    return Encoder(mean, weights["weight"], weights["bias"], weights.get("hidden"), weights.get("hidden_bias"))
+
+
+@dataclass(frozen=True, eq=False)
+class _Expected:
+    """The divergence of the answers to codewords: expected over the softmax of the scores while training, then of
+    the best score alone. The expectation is linear in the chances, so that its minimum is a hard choice.
+    """
+
+    server: nn.Module
+    mean: Tensor
+
+    def __call__(self, weights: Weights, z: Tensor, answers: Tensor, training: bool) -> Tensor:
+        scores = _encoder(self.mean, weights)(z)
+        log_answers = self.server(weights["table"].clone().reshape(-1, *z.shape[1:])).log_softmax(1)
+        costs: Tensor = torch.special.entr(answers).sum(1, keepdim=True).neg() - answers @ log_answers.mT
+        if training:
+            return (scores.softmax(1) * costs).sum(1).mean()
+        return costs.gather(1, scores.argmax(1, keepdim=True)).mean()

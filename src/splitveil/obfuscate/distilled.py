@@ -1,0 +1,161 @@
+"""An encoder and a decoder tuned, without any label, so that the server's answers stay what they were."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from splitveil.errors import RankError, ShapeError
+from splitveil.obfuscate.affine import Affine, check_shapes
+from splitveil.obfuscate.aware import ServerAware
+from splitveil.obfuscate.encoder import Encoder, affordable_width
+from splitveil.obfuscate.features import Features, frozen
+from splitveil.obfuscate.tuning import EPOCHS, Lesson, Progress, Weights, divergence
+from splitveil.split import SplitModel
+
+TEMPERATURE = 2.0
+"""Of the answers that are compared. Where the server is sure of nearly everything, as it is of what it was trained
+on, little is left to learn from its answers as they are; 1 and 4 did worse on validation parts."""
+BOTTLENECK = 0.01
+"""Weight that did best on validation parts: without it coefficients follow the training features too closely."""
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled(Affine):
+    """`ServerAware` tuned so that the server's answers from decoded features stay those on the features themselves.
+
+    KL(answer ‖ answer from the message), both softened, is minimised over unlabelled features. Each sample keeps a
+    random prefix of its coefficients (nested dropout: Rippel, Gelbart and Adams 2014), so that one training serves
+    every m. Fit it with `Distilled.fit`, or with `Distilled.fit_with_server` where the server's half may change too.
+
+    Attributes:
+        hidden: rows (h, n) of a layer with ReLU before the encoder, which is then (m, h); None: the encoder is affine.
+        hidden_bias: (h,).
+    """
+
+    hidden: Tensor | None = None
+    hidden_bias: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.hidden is None) != (self.hidden_bias is None):
+            raise ShapeError("a hidden layer needs both its weights and its bias, or there is none")
+        width = self.encoder_inputs
+        check_shapes(hidden=(self.hidden, (width, len(self.mean))), hidden_bias=(self.hidden_bias, (width,)))
+
+    @property
+    def encoder_inputs(self) -> int:
+        """Units of the hidden layer, or numbers of a feature without one."""
+        return super().encoder_inputs if self.hidden is None else len(self.hidden)
+
+    def encode(self, z: Tensor) -> Tensor:
+        """Coefficients (B, m) of features (B, *feature)."""
+        return Encoder(self.mean, self.encoder, None, self.hidden, self.hidden_bias)(z)
+
+    @classmethod
+    def fit(
+        cls, split: SplitModel, features: Features, *, m: int, epochs: int = EPOCHS, width: int | None = None,
+        bottleneck: float = BOTTLENECK, seed: int = 0, progress: Progress | None = None,
+    ) -> "Distilled":  # fmt: skip
+        """Tune encoder and decoder for the server as it is.
+
+        Args:
+            split: the trained model.
+            features: of unlabelled images.
+            m: coefficients at most; `keep` gives fewer.
+            epochs: passes over the features; the best one on held-out features is kept, the start included.
+            width: of the encoder's hidden layer, 0 for none; as wide as a tenth of the client's multiply-accumulates
+                allows where not given, and none where that is less than 2m.
+            bottleneck: weight β of KL(N(a, σ²) ‖ N(0, 1)) in nats, with coefficients that are sent through noise σ,
+                learned for each, while training (a variational bottleneck without labels); the message is then a.
+            seed: of the batches, prefixes and first weights.
+            progress: called as (epochs done, epochs in all, text).
+
+        Raises:
+            RankError: fewer than m directions matter to the server, or the width is too small for m.
+            RecipeError: the number of epochs is negative.
+            ModelError: the server's answer is not one row of logits, or not finite.
+        """
+        return _fit(split, features, m, epochs, width, bottleneck, seed, progress)
+
+    @classmethod
+    def fit_with_server(
+        cls, split: SplitModel, features: Features, *, m: int, epochs: int = EPOCHS, width: int | None = None,
+        bottleneck: float = BOTTLENECK, seed: int = 0, progress: Progress | None = None,
+    ) -> "tuple[SplitModel, Distilled]":  # fmt: skip
+        """`fit`, with a copy of the server's half tuned along; gives the split model of that copy, and the obfuscator.
+
+        The copy answers from messages; its client's half is unchanged.
+        """
+        copy = SplitModel(deepcopy(split.model).requires_grad_(), split.at)
+        veil = _fit(split, features, m, epochs, width, bottleneck, seed, progress, student=copy.server)
+        copy.model.zero_grad()
+        return copy, veil
+
+
+def _fit(
+    split: SplitModel, features: Features, m: int, epochs: int, width: int | None, bottleneck: float, seed: int,
+    progress: Progress | None, student: nn.Module | None = None,
+) -> Distilled:  # fmt: skip
+    start = ServerAware.fit(split, features, m=m, seed=seed)
+    width = affordable_width(features, m, m) if width is None else width
+    if width and width < 2 * m:
+        raise RankError(f"a hidden layer of {width} units cannot carry {m} coefficients; make it {2 * m}, or 0")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = Encoder.started(start, width)
+    weights = {"encoder": encoder.weight, "decoder": start.decoder, "offset": start.offset}
+    if encoder.hidden is not None and encoder.hidden_bias is not None:
+        weights |= {"hidden": encoder.hidden, "hidden_bias": encoder.hidden_bias}
+    if bottleneck:
+        weights["log_noise"] = torch.full((m,), -2.0)  # little at first
+    server = frozen(split.server) if student is None else student
+    objective = _Objective(server, start, bottleneck)
+    tuned = Lesson.of(split, features).tune(
+        weights, objective, epochs=epochs, seed=seed, server=student, progress=progress
+    )
+    tuned.pop("log_noise", None)
+    return Distilled(mean=start.mean, energy=start.energy, feature_shape=start.feature_shape, name="distilled", **tuned)
+
+
+@dataclass(frozen=True, eq=False)
+class _Objective:
+    """KL between the server's answers to features and to what messages decode to, over prefixes of them.
+
+    While training every sample keeps a prefix of its own; on held-out features the mean over all prefixes counts.
+    """
+
+    server: nn.Module
+    start: Affine
+    bottleneck: float
+
+    def __call__(self, weights: Weights, z: Tensor, answers: Tensor, training: bool) -> Tensor:
+        a = Encoder(self.start.mean, weights["encoder"], None, weights.get("hidden"), weights.get("hidden_bias"))(z)
+        sizes = torch.tensor(prefixes(self.start.m))
+        order = torch.arange(self.start.m)
+        if not training:
+            losses = [self._loss(weights, a, (order < size).expand_as(a).to(a), z, answers, False) for size in sizes]
+            return torch.stack(losses).mean()
+        drawn = sizes[torch.randint(len(sizes), (len(z), 1))]
+        return self._loss(weights, a, (order < drawn).to(a), z, answers, True)
+
+    def _loss(self, weights: Weights, a: Tensor, kept: Tensor, z: Tensor, answers: Tensor, training: bool) -> Tensor:
+        penalty = a.new_zeros(())
+        if self.bottleneck:
+            penalty = self.bottleneck * _surplus(a, weights["log_noise"], kept)
+            if training:
+                a = a + weights["log_noise"].exp() * torch.randn_like(a)
+        decoded = weights["offset"] + (a * kept) @ weights["decoder"]
+        return divergence(answers, self.server(decoded.reshape(z.shape)), TEMPERATURE) + penalty
+
+
+def prefixes(m: int) -> list[int]:
+    """Powers of two up to m, and m."""
+    return sorted({m, *(2**power for power in range(m.bit_length()) if 2**power <= m)})
+
+
+def _surplus(a: Tensor, log_noise: Tensor, kept: Tensor) -> Tensor:
+    """KL(N(a, σ²) ‖ N(0, 1)) in nats, summed over the coefficients that are kept, mean over samples."""
+    each = (a.square() + (2 * log_noise).exp() - 1) / 2 - log_noise
+    return (each * kept).sum(1).mean()

@@ -1,0 +1,142 @@
+"""Tuning tensors on unlabelled features, so that the server's answers are kept; the best epoch is."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from splitveil.errors import ModelError, RecipeError
+from splitveil.obfuscate.features import Features, check_finite, frozen
+from splitveil.split import SplitModel
+
+Progress = Callable[[int, int, str], None]
+Weights = dict[str, Tensor]
+Loss = Callable[[Weights, Tensor, Tensor, bool], Tensor]
+"""Mean loss of features (B, *shape) whose answers are p (B, classes); True while training."""
+
+EPOCHS = 20
+MOST_NUMBERS = 2**29
+"""Numbers of features that are kept in memory at most (2 GiB); of more images some are taken, evenly spread."""
+_BATCH = 128
+_HELD_OUT = 10  # every so many-th feature is held out, to choose the epoch by
+_STEP = 0.02  # of Adam, in units of each tensor's own root mean square, since their scales differ by orders
+_SERVER_STEP = 3e-4
+_LEAST = 1e-12  # chance below which an answer is taken as this, since its logarithm is needed
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Features in memory, and the server's answers to them.
+
+    Attributes:
+        z: (N, *shape), on the processor.
+        answers: probabilities (N, classes), where the server runs.
+    """
+
+    z: Tensor
+    answers: Tensor
+
+    @classmethod
+    def of(cls, split: SplitModel, features: Features) -> "Lesson":
+        """What can be learnt from unlabelled features.
+
+        Raises:
+            ModelError: features or answers are not finite.
+        """
+        z = check_finite(features.table(MOST_NUMBERS // features.size), "features").reshape(-1, *features.shape)
+        server = frozen(split.server)
+        with torch.no_grad():  # of copies, because a server may work in place on what it is given
+            logits = [server(rows.clone().to(split.device)) for rows in torch.split(z, 512)]
+        return cls(z, check_finite(torch.cat(logits), "the server's answers").softmax(1))
+
+    def tune(
+        self, start: Weights, loss: Loss, *, epochs: int, seed: int, server: nn.Module | None = None,
+        progress: Progress | None = None,
+    ) -> Weights:  # fmt: skip
+        """Minimise a loss over tensors.
+
+        Args:
+            start: the tensors to begin with.
+            loss: of them.
+            epochs: passes; the step falls to zero along a cosine.
+            seed: of the batches and of what the loss draws.
+            server: a module to be tuned along, in place.
+            progress: called as (epochs done, epochs in all, text).
+
+        Returns:
+            The tensors of the epoch with the smallest loss on held-out features, the start included.
+
+        Raises:
+            RecipeError: epochs is negative.
+            ModelError: the loss of the start is no finite number.
+        """
+        if epochs < 0:
+            raise RecipeError(f"epochs={epochs} cannot be; tune for 0 epochs or more")
+        weights = {name: value.detach().to(self.answers.device).clone() for name, value in start.items()}
+        held = torch.arange(len(self.z)) % _HELD_OUT == 0
+        learnt = torch.nonzero(~held)[:, 0]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            optimizer = torch.optim.Adam(_groups(weights, server))
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs, 1))
+            best, kept = math.inf, None
+            for epoch in range(epochs + 1):
+                if epoch:
+                    self._epoch(weights, loss, learnt, optimizer)
+                    schedule.step()
+                found = self._held_out(weights, loss, held)
+                if found < best:
+                    best, kept = found, _copy(weights, server)
+                if progress:
+                    progress(epoch, epochs, f"divergence {found:.4f}")
+        if kept is None:
+            raise ModelError("the server's answers from messages are no finite numbers; look at the model's weights")
+        if server is not None:
+            server.load_state_dict(kept[1])
+        return {name: value.cpu() for name, value in kept[0].items()}
+
+    def _epoch(self, weights: Weights, loss: Loss, rows: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        device = self.answers.device
+        for batch in torch.split(rows[torch.randperm(len(rows))], _BATCH):
+            value = loss(weights, self.z[batch].to(device), self.answers[batch.to(device)], True)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    @torch.no_grad()
+    def _held_out(self, weights: Weights, loss: Loss, held: Tensor) -> float:
+        device, total = self.answers.device, 0.0
+        for batch in torch.split(torch.nonzero(held)[:, 0], 512):
+            total += len(batch) * float(loss(weights, self.z[batch].to(device), self.answers[batch.to(device)], False))
+        return total / int(held.sum())
+
+
+def _copy(weights: Weights, server: nn.Module | None) -> tuple[Weights, Weights]:
+    """What there is to be kept of an epoch."""
+    state: Weights = {} if server is None else server.state_dict()
+    first, second = ({name: value.detach().clone() for name, value in part.items()} for part in (weights, state))
+    return first, second
+
+
+def divergence(answers: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(answers ‖ softmax(logits)) in nats, mean over rows.
+
+    With a temperature T both are softened, softmax(log answers / T) and softmax(logits / T), and the divergence is
+    taken times T², which keeps the size of its gradients (Hinton, Vinyals and Dean 2015).
+    """
+    soft = answers if temperature == 1 else (answers.clamp(min=_LEAST).log() / temperature).softmax(-1)
+    scores = (logits / temperature).log_softmax(-1)
+    return temperature**2 * nn.functional.kl_div(scores, soft, reduction="batchmean")
+
+
+def _groups(weights: Weights, server: nn.Module | None) -> list[dict[str, object]]:
+    groups: list[dict[str, object]] = []
+    for value in weights.values():
+        value.requires_grad_()
+        size = float(value.detach().square().mean().sqrt()) if value.numel() else 0.0
+        groups.append({"params": [value], "lr": _STEP * (size or 0.05)})
+    if server is not None:
+        groups.append({"params": list(server.parameters()), "lr": _SERVER_STEP})
+    return groups

@@ -1,0 +1,181 @@
+"""Tuning without labels: what it improves, what it keeps, and what it leaves alone."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import splitveil as sv
+from splitveil.errors import ModelError, RankError, RecipeError
+from splitveil.obfuscate import Distilled, Features, ServerAware
+from splitveil.obfuscate.distilled import _surplus, prefixes
+from splitveil.obfuscate.tuning import Lesson, divergence
+from test_aware import Net, Residual, images, made, seen
+
+N, M = 16, 4
+
+
+@pytest.fixture(scope="module")
+def split() -> sv.SplitModel:
+    split = made(Net(N, 6, hidden=12), "read")
+    with torch.no_grad():
+        split.model.read.weight.mul_(4)  # so that the server bends, and a linear approximation can be bettered
+        split.model.last.weight.mul_(4)
+    return split
+
+
+@pytest.fixture(scope="module")
+def features(split) -> Features:
+    return Features.known(seen(split, images(1000, N)))
+
+
+@pytest.fixture(scope="module")
+def tuned(split, features) -> Distilled:
+    return Distilled.fit(split, features, m=M, epochs=6, width=0, bottleneck=0.0)
+
+
+def kl(split: sv.SplitModel, veil: object, z: Tensor, server: torch.nn.Module | None = None) -> float:
+    with torch.no_grad():
+        answers = split.server(z).softmax(1)
+        return float(divergence(answers, (server or split.server)(veil.decode(veil.encode(z)))))
+
+
+def everything(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def mean_kl(split: sv.SplitModel, veil: object, z: Tensor, server: torch.nn.Module | None = None) -> float:
+    """Over all prefixes that were trained for."""
+    return sum(kl(split, veil.keep(m), z, server) for m in prefixes(M)) / len(prefixes(M))
+
+
+def test_new_features_are_answered_better_over_the_prefixes(split, features, tuned):
+    start = ServerAware.fit(split, features, m=M)
+    z = seen(split, images(500, N, seed=7))
+    assert kl(split, tuned.keep(1), z) < 0.97 * kl(split, start.keep(1), z)
+    assert mean_kl(split, tuned, z) < 0.97 * mean_kl(split, start, z)
+    assert kl(split, tuned, z) < kl(split, tuned.keep(2), z) < kl(split, tuned.keep(1), z)
+    assert tuned.message.shape == (M,)
+    torch.testing.assert_close(tuned.keep(2).encode(z), tuned.encode(z)[:, :2])
+
+
+def test_no_epochs_give_the_start_and_its_hidden_layer_computes_the_same(split, features):
+    z = seen(split, images(50, N, seed=7))
+    start = ServerAware.fit(split, features, m=2)
+    for width in (0, 4):
+        veil = Distilled.fit(split, features, m=2, epochs=0, width=width)
+        torch.testing.assert_close(veil.encode(z), start.encode(z), rtol=1e-4, atol=1e-5)
+        assert (veil.hidden is None) == (width == 0)
+    with pytest.raises(RankError, match="3 units cannot carry 2 coefficients; make it 4, or 0"):
+        Distilled.fit(split, features, m=2, width=3)
+    with pytest.raises(RecipeError, match="epochs=-1 cannot be"):
+        Distilled.fit(split, features, m=2, epochs=-1)
+
+
+def test_the_callers_model_and_random_state_stay_as_they_were(split, features):
+    z = next(features.batches()).clone()
+    split.model.train()
+    before, state = everything(split.model), torch.get_rng_state()
+    veils = [Distilled.fit(split, features, m=2, epochs=1, width=width) for width in (0, 8)]
+    torch.manual_seed(99)
+    veils.append(Distilled.fit(split, features, m=2, epochs=1, width=8))
+    assert torch.equal(veils[1].encoder, veils[2].encoder)  # the same by the seed, whatever the global state is
+    assert not torch.equal(veils[2].encoder, Distilled.fit(split, features, m=2, epochs=1, width=8, seed=1).encoder)
+    torch.set_rng_state(state)
+    Distilled.fit(split, features, m=2, epochs=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert split.model.training
+    assert all(torch.equal(value, before[name]) for name, value in split.model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in split.model.parameters())
+    assert torch.equal(next(features.batches()), z)
+    assert not any(value.requires_grad for value in vars(veils[1]).values() if isinstance(value, Tensor))
+    split.model.eval()
+
+
+def test_a_hidden_layer_costs_at_most_a_tenth_of_the_client(split, features):
+    for client_macs, width in ((0, None), (10 * 7 * (N + 2), 7), (10 * 3 * (N + 2), None), (10**9, 128)):
+        given = Features.known(features.table(40), client_macs=client_macs)
+        veil = Distilled.fit(split, given, m=2, epochs=0)
+        assert (None if veil.hidden is None else len(veil.hidden)) == width
+        if veil.hidden is not None:
+            assert veil.hidden.numel() + veil.encoder.numel() <= client_macs / 10
+
+
+def test_the_server_may_be_tuned_along_in_a_copy(split, features, tuned):
+    for p in split.model.parameters():
+        p.requires_grad_(False)  # as of a model that was exported
+    before = everything(split.model)
+    copy, veil = Distilled.fit_with_server(split, features, m=M, epochs=6, width=0, bottleneck=0.0)
+    assert all(torch.equal(value, before[name]) for name, value in split.model.state_dict().items())
+    changed = {name for name, value in copy.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"read.weight", "read.bias", "last.weight", "last.bias"}
+    assert all(p.grad is None for p in copy.model.parameters())
+    z = seen(split, images(500, N, seed=7))
+    assert mean_kl(split, veil, z, copy.server) < mean_kl(split, tuned, z)  # more that may change answers better
+    assert torch.equal(seen(copy, images(9, N)), seen(split, images(9, N)))
+    for p in split.model.parameters():
+        p.requires_grad_()
+
+
+def test_the_bottleneck_takes_what_the_answer_can_do_without(split, features, tuned):
+    tight = Distilled.fit(split, features, m=M, epochs=6, width=0, bottleneck=0.5)
+    z = features.table(10**9)
+    assert tight.encode(z).square().mean() < 0.5 * tuned.encode(z).square().mean()
+    assert kl(split, tight, z) > kl(split, tuned, z)
+    # KL of Gaussians, against torch's own.
+    a, log_noise = torch.randn(20, 3), torch.tensor([-1.0, 0.2, -3.0])
+    each = torch.distributions.kl_divergence(
+        torch.distributions.Normal(a, log_noise.exp()), torch.distributions.Normal(0.0, 1.0)
+    )
+    kept = torch.tensor([True, False, True])
+    torch.testing.assert_close(_surplus(a, log_noise, kept), each[:, [0, 2]].sum(1).mean())
+
+
+def test_prefixes_are_powers_of_two_and_all():
+    assert [prefixes(m) for m in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_the_divergence_is_that_of_distributions():
+    p, logits = torch.randn(30, 5).softmax(1), torch.randn(30, 5)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(probs=p), torch.distributions.Categorical(logits=logits)
+    )
+    torch.testing.assert_close(divergence(p, logits), expected.mean())
+
+
+def test_the_best_epoch_is_kept_not_the_last(split, features):
+    lesson = Lesson.of(split, features)
+    found: list[float] = []
+
+    def worse(weights: dict[str, Tensor], z: Tensor, answers: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+        value = weights["w"].square().sum()
+        return -value if training else value  # what is learnt makes the held-out features worse
+
+    kept = lesson.tune({"w": torch.ones(2)}, worse, epochs=2, seed=0, progress=lambda *_: found.append(1.0))
+    assert torch.equal(kept["w"], torch.ones(2))
+    assert len(found) == 3
+
+    def never(weights: dict[str, Tensor], z: Tensor, answers: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+        return weights["w"].sum() * torch.nan
+
+    with pytest.raises(ModelError, match="no finite numbers"):
+        lesson.tune({"w": torch.ones(2)}, never, epochs=1, seed=0)
+
+
+def test_feature_maps_before_a_residual_connection():
+    split, x = made(Residual(), "act"), images(200, 1, 6, 6)
+    features = Features.of(split, x)
+    veil = Distilled.fit(split, features, m=2, epochs=1)
+    z = features.table(10**9).reshape(-1, *features.shape)
+    copy = z.clone()
+    Distilled.fit(split, Features.known(z), m=2, epochs=1)
+    assert torch.equal(z, copy)
+    assert split.answer(veil, veil.encode(z)).shape == (200, 3)
+
+
+def test_features_that_are_no_numbers(split):
+    z = torch.rand(100, N)
+    z[50] = torch.nan
+    with pytest.raises(ModelError, match="are not all finite"):
+        Distilled.fit(split, Features.known(z), m=1)
+    with pytest.raises(ModelError, match="features are not all finite"):
+        Lesson.of(split, Features.known(z))
