@@ -322,6 +322,8 @@ def test_the_device_sends_its_label_and_nothing_else(width: int, model: nn.Modul
     assert defended.facts["val_accuracy"] > 0.9
     frames = set(Client(defended.split, defended.veil).send(data.val.x))
     assert len(frames) == defended.veil.message.distinct == 2
+    assert {len(frame) for frame in frames} == {16 + 1}  # one byte names the label
+    assert sent.dtype == torch.int64
 
 
 def test_the_grids_are_five_settings_from_the_weakest() -> None:

@@ -16,7 +16,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from splitveil.bundle import Graph, Messages, ServerManifest, from_frames, read_edge, read_server, to_frames
+from splitveil.bundle import (
+    Graph,
+    Messages,
+    ServerManifest,
+    from_frames,
+    identity_of,
+    read_edge,
+    read_server,
+    to_frames,
+)
 from splitveil.bundle.folder import write_bundle
 from splitveil.errors import BundleError, WireError
 
@@ -164,8 +173,6 @@ def test_links_must_not_lead_out(bundle: Path) -> None:
 
 def test_a_graph_must_not_name_other_files(bundle: Path) -> None:
     import hashlib
-
-    from splitveil.bundle import identity_of
 
     server = bundle / "server"
     content = (server / "server.onnx").read_bytes() + b"\x0a\x08location"
@@ -326,6 +333,7 @@ def messages(**more: Any) -> Messages:
 
 CERTIFIED = {"codings": ("int8",), "scales": {"int8": (0.5, 0.25, 0.125, 1.0)}, "certified": True}
 NAME = b"abcd"
+IDENTITY = "bf014c6bb224c415011c08afd0bd2f28e617aadf2776909a47afb69299b8b98a"
 
 
 @given(seed=st.integers(0, 2**32 - 1), m=st.integers(1, 4), coding=st.sampled_from(["float32", "int8", "int4"]))
@@ -384,3 +392,81 @@ def test_the_messages_are_checked_when_made() -> None:
     assert messages(**CERTIFIED).frame_bytes(4, "int8") == 16 + 24
     with pytest.raises(ValidationError, match="exactly one coding, of integers"):
         messages(codings=("float32",), scales={}, certified=True)
+
+
+# --- finite messages: of digits, and always certified
+
+
+FINITE: dict[str, Any] = {
+    "components": 3, "positions": (), "codings": ("index",), "scales": {}, "certified": True, "levels": (5, 7, 11),
+}  # fmt: skip
+
+
+def test_the_number_of_messages_is_known_where_a_bundle_keeps_to_it() -> None:
+    assert Messages(**FINITE).distinct == 5 * 7 * 11
+    assert Messages(**{**FINITE, "components": 20, "levels": (2**16 - 1,) * 20}).distinct == (2**16 - 1) ** 20
+    assert messages(**CERTIFIED).distinct == 255 ** (4 * 6)
+    four_bits = {"codings": ("int4",), "scales": {"int4": (1.0,)}, "certified": True, "components": 1, "positions": ()}
+    assert messages(**four_bits).distinct == 15
+    assert messages().distinct is messages(**{**CERTIFIED, "certified": False}).distinct is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"levels": None}, "which have levels, are coded as index"),
+        ({"codings": ("int8",), "scales": {"int8": (1.0,) * 3}}, "which have levels, are coded as index"),
+        ({"codings": ("index", "float32")}, "exactly one coding"),
+        ({"certified": False}, "is certified, and they are coded as index alone"),
+        ({"certified": False, "codings": ("index", "float32")}, "is certified, and they are coded as index alone"),
+        ({"scales": {"int8": (1.0,) * 3}}, "every integer coding has scales, and no other"),
+        ({"scales": {"index": (1.0,) * 3}}, "scales.index"),
+        ({"positions": (1,)}, "each component of a finite message is one digit"),
+        ({"components": 2}, "each component of a finite message is one digit"),
+        ({"levels": (5, 7, 0)}, "levels.2"),
+        ({"levels": (5, 7, 2**16)}, "levels.2"),
+        ({"levels": (2**16 - 1,) * 40_000, "components": 40_000}, "does not fit into a frame"),
+    ],
+)
+def test_messages_that_contradict_their_levels_are_refused(change: dict[str, Any], words: str) -> None:
+    assert Messages(**FINITE).frame_bytes(3, "index") == 16 + 2
+    with pytest.raises(ValidationError, match=words):
+        Messages(**{**FINITE, **change})
+
+
+def test_levels_are_part_of_the_identity_and_their_absence_is_none() -> None:
+    graph = "ab" * 32
+    # As it was written before bundles could have levels.
+    assert identity_of(messages(), graph) == IDENTITY
+    names = {identity_of(Messages(**{**FINITE, "levels": levels}), graph) for levels in ((5, 7, 11), (5, 11, 7))}
+    assert len(names) == 2
+
+
+def test_a_manifest_from_before_there_were_levels_is_read(bundle: Path) -> None:
+    for side in SIDES:
+        before = READ[side](bundle / side).manifest
+        change(bundle / side, lambda content: content["messages"].pop("levels"))
+        assert READ[side](bundle / side).manifest == before
+
+
+def test_digits_are_given_back_and_those_that_are_none_are_not_sent() -> None:
+    facts = Messages(**FINITE)
+    digits = np.stack(np.unravel_index(np.arange(385), (5, 7, 11)), axis=1).astype(np.float32)
+    frames = to_frames(digits, facts, NAME, m=3, coding="index")
+    assert {len(frame) for frame in frames} == {facts.frame_bytes(3, "index")}
+    found = from_frames(frames, facts, NAME)
+    assert found.dtype == np.float32  # what graphs take
+    np.testing.assert_array_equal(found, digits)
+    for bad in (0.5, -1, 11, np.nan):
+        with pytest.raises(WireError, match="no whole numbers below their levels"):
+            to_frames(np.array([[0, 0, bad]], np.float32), facts, NAME, m=3, coding="index")
+    for m, coding, words in ((2, "index", "3 components, not 2"), (3, "int8", "coded as index here, not as int8")):
+        with pytest.raises(WireError, match=words):
+            to_frames(digits, facts, NAME, m=m, coding=coding)  # type: ignore[arg-type]
+
+
+def test_indices_are_not_read_where_coefficients_are_expected() -> None:
+    frames = to_frames(np.zeros((1, 3), np.float32), Messages(**FINITE), NAME, m=3, coding="index")
+    for facts in (messages(), messages(**CERTIFIED)):
+        with pytest.raises(WireError, match="not as index"):
+            from_frames(frames, facts, NAME)

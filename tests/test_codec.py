@@ -1,5 +1,9 @@
-"""Integer codings: scales of eight bits, errors within half a step, and products that float32 holds exactly."""
+"""Integer codings: scales of eight bits, errors within half a step, and products that float32 holds exactly.
 
+And digits as one index: the mixed-radix number, in bytes of a fixed number, whatever the levels.
+"""
+
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from splitveil.codec import CODINGS, LARGEST, Coding, dequantise, fit_scales, quantise, round_scales
+from splitveil.codec import (
+    CODINGS,
+    FRAME_CODINGS,
+    LARGEST,
+    Coding,
+    dequantise,
+    fit_scales,
+    from_index,
+    index_bytes,
+    quantise,
+    round_scales,
+    to_index,
+)
 from splitveil.errors import WireError
 
 INTEGERS = st.sampled_from(["int8", "int4"])
@@ -33,7 +49,8 @@ def error(coefficients: NDArray[np.float32], scales: NDArray[np.float32], coding
 
 
 def test_the_codings_and_their_ranges_are_fixed() -> None:
-    assert CODINGS == ("float32", "int8", "int4")  # a frame says which by its place in this list
+    assert CODINGS == ("float32", "int8", "int4")
+    assert FRAME_CODINGS == ("float32", "int8", "int4", "index")  # a frame says which by its place in this list
     assert LARGEST == {"int8": 127, "int4": 7}
 
 
@@ -136,3 +153,81 @@ def test_more_components_than_scales_are_refused_both_ways() -> None:
         quantise(np.zeros((1, 3), np.float32), scales, "int4")
     with pytest.raises(WireError, match="has 3 components, but scales are known of 2 only"):
         dequantise(np.zeros((1, 3), np.int8), scales)
+
+
+# --- digits and indices
+
+
+LEVELS = st.lists(st.integers(1, 300) | st.integers(1, 2**16 - 1), min_size=1, max_size=24).map(tuple)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> tuple[tuple[int, ...], list[list[int]]]:
+    """Levels and some digits below them, often the largest."""
+    levels = draw(LEVELS)
+    digit = [st.integers(0, level - 1) | st.just(level - 1) for level in levels]
+    return levels, draw(st.lists(st.tuples(*digit).map(list), max_size=4))
+
+
+def number(digits: list[int], levels: tuple[int, ...]) -> int:
+    """The mixed-radix number by its definition: each digit times the product of the levels after it."""
+    return sum(digit * math.prod(levels[place + 1 :]) for place, digit in enumerate(digits))
+
+
+@given(messages())
+def test_an_index_is_the_mixed_radix_number_and_gives_its_digits_back(
+    made: tuple[tuple[int, ...], list[list[int]]],
+) -> None:
+    levels, rows = made
+    digits = np.array(rows, np.int64).reshape(len(rows), len(levels))
+    octets = to_index(digits, levels)
+    assert (octets.dtype, octets.shape) == (np.uint8, (len(rows), index_bytes(levels)))
+    assert [int.from_bytes(row.tobytes(), "little") for row in octets] == [number(row, levels) for row in rows]
+    back = from_index(octets, levels)
+    assert back.dtype == np.int64
+    np.testing.assert_array_equal(back, digits)
+    np.testing.assert_array_equal(to_index(digits.astype(np.float32), levels), octets)  # as graphs give them
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple))
+def test_every_index_below_their_product_is_one_message(levels: tuple[int, ...]) -> None:
+    count, size = math.prod(levels), index_bytes(levels)
+    every = np.array([list(index.to_bytes(size, "little")) for index in range(min(count, 256**size))], np.uint8)
+    digits = from_index(every, levels)
+    assert len({tuple(row) for row in digits.tolist()}) == count
+    assert (digits < np.array(levels)).all()
+    np.testing.assert_array_equal(to_index(digits, levels), every)
+
+
+@pytest.mark.parametrize(
+    ("levels", "size"),
+    [((1,), 1), ((2,), 1), ((256,), 1), ((257,), 2), ((16, 16), 1), ((16, 17), 2), ((2,) * 56, 7), ((2,) * 57, 8),
+     ((2,) * 64, 8), ((2,) * 64 + (2,), 9), ((256,) * 16, 16), ((3,) * 500, 100)],
+)  # fmt: skip
+def test_the_bytes_of_an_index_are_those_of_the_largest(levels: tuple[int, ...], size: int) -> None:
+    assert index_bytes(levels) == size
+    last, first = np.array([levels]) - 1, np.zeros((1, len(levels)), int)
+    assert to_index(first, levels).tolist() == [[0] * size]  # leading zeros are written
+    largest = math.prod(levels) - 1
+    assert to_index(last, levels).tobytes() == largest.to_bytes(size, "little")
+    if largest + 1 < 256**size:
+        beyond = np.frombuffer((largest + 1).to_bytes(size, "little"), np.uint8)[None]
+        with pytest.raises(WireError, match="beyond the number of messages"):
+            from_index(beyond, levels)
+        with pytest.raises(WireError, match="beyond the number of messages"):
+            from_index(np.full((1, size), 255, np.uint8), levels)
+
+
+@pytest.mark.parametrize("bad", [[0, 3], [2, 0], [-1, 0], [0.5, 0], [0, np.nan], [np.inf, 0], [0, 1e30]])
+@pytest.mark.parametrize("more", [(), (256,) * 8])
+def test_what_is_no_digit_of_its_level_is_not_sent(bad: list[float], more: tuple[int, ...]) -> None:
+    levels, rest = (2, 3, *more), [255.0] * len(more)
+    assert to_index(np.array([[1, 2, *rest]]), levels).size
+    with pytest.raises(WireError, match="no whole numbers below their levels"):
+        to_index(np.array([[1, 2, *rest], [*bad, *rest]], np.float32), levels)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2,), (1, 2, 1)])
+def test_digits_of_another_number_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(WireError, match="has 2 digits here"):
+        to_index(np.zeros(shape, np.int64), (2, 3))

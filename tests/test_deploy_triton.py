@@ -232,7 +232,7 @@ def test_wrong_tensors_are_errors_that_name_them(served: Served, client: str) ->
     wrong: list[tuple[str, list[tuple[str, np.ndarray[Any, Any], str]]]] = [
         ("'frame': a frame's checksum", [("frame", damaged, "UINT8")]),
         ("'frame': a frame of .* cannot be answered", [("frame", foreign, "UINT8")]),
-        ("'frame': a frame of 128 by 1 coefficients has 144 bytes", [("frame", rows[:, :-1].copy(), "UINT8")]),
+        ("'frame': a frame of 128 by 1 numbers has 144 bytes", [("frame", rows[:, :-1].copy(), "UINT8")]),
         ("'frame': a frame has at least 16 bytes", [("frame", np.zeros((2, 0), np.uint8), "UINT8")]),
         ("'frame' data-type is 'FP32'", [("frame", coefficients, "FP32")]),
         ("shape for input 'frame'", [("frame", rows[0, :20], "UINT8")]),

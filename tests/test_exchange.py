@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from splitveil import wire
 from splitveil.errors import WireError
 from splitveil.exchange import identity
 from splitveil.linear import Factors
-from splitveil.message import Obfuscator
+from splitveil.message import Message, Obfuscator
 
 CUTS = range(1, 7)
 CASES = [(at, operator) for at in CUTS for operator in ("dense", "patch") if operator == "dense" or at < 4]
@@ -175,3 +177,93 @@ def test_sending_leaves_no_gradient_and_no_batch_is_no_frames(model: sv.Table1Ne
     assert client.send(x[:0]) == []
     assert server.answer([]).shape == (0, 3)
     assert not server.answer(client.send(x.requires_grad_())).requires_grad
+
+
+# --- finite messages
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The first numbers of a feature as digits; decodes to a feature of the bins' lower ends, and zeros."""
+
+    levels: tuple[int, ...]
+    size: int
+    name: str = "bins"
+
+    @property
+    def message(self) -> Message:
+        return Message((len(self.levels),), dtype="int64", levels=self.levels)
+
+    def encode(self, z: Tensor) -> Tensor:
+        levels = torch.tensor(self.levels)
+        return (z[:, : len(self.levels)].sigmoid() * levels).long().clamp(max=levels - 1)
+
+    def decode(self, message: Tensor) -> Tensor:
+        assert message.dtype == torch.int64
+        shares = (message + 0.5) / torch.tensor(self.levels)
+        return torch.cat([shares.logit(), torch.zeros(len(message), self.size - len(self.levels))], dim=1)
+
+    def finish(self, message: Tensor) -> tuple[Tensor, ...]:
+        raise AssertionError(message)
+
+
+@pytest.mark.parametrize(("levels", "size"), [((5, 7, 11), 2), ((3,), 1), ((256,) * 16, 16)])
+def test_digits_cross_as_one_index_and_come_back(
+    model: sv.Table1Net, x: Tensor, levels: tuple[int, ...], size: int
+) -> None:
+    split, _ = cut(model, 4)
+    z = 2 * torch.randn(9, 64, generator=torch.Generator().manual_seed(1))
+    veil = Bins(levels, 64)
+    digits = veil.encode(z)
+    assert len(digits.unique(dim=0)) > 2
+    frames = sv.Client(split, veil).send_features(z)
+    assert {len(frame) for frame in frames} == {16 + size}
+    server = sv.Server(split, veil)
+    found, kept = server.read(frames)
+    assert found.dtype == torch.int64
+    torch.testing.assert_close(found, digits, rtol=0, atol=0)
+    assert kept.tolist() == [len(levels)] * 9
+    with torch.no_grad():
+        torch.testing.assert_close(server.answer(frames), split.answer(veil, digits), rtol=0, atol=0)
+    assert sv.Client(split, veil).send(x[:0]) == []
+    assert server.answer([]).shape == (0, 3)
+
+
+def test_levels_are_part_of_the_identity(model: sv.Table1Net, x: Tensor) -> None:
+    split, _ = cut(model, 4)
+    frames = sv.Client(split, Bins((5, 7, 11), 64)).send(x)
+    with pytest.raises(WireError, match="different models or bases"):
+        sv.Server(split, Bins((5, 11, 7), 64)).answer(frames)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """An obfuscator with tensors of its own, and with a part that has some."""
+
+    table: Tensor
+    inner: object
+    message: ClassVar[Message] = Message((1,), dtype="int64", levels=(4,))
+
+
+def test_an_obfuscator_s_own_tensors_are_part_of_the_identity(model: sv.Table1Net) -> None:
+    split, _ = cut(model, 4)
+    inner = Table(torch.ones(2), None)
+    veils = [
+        Table(torch.zeros(3), inner),
+        Table(torch.ones(3), inner),
+        Table(torch.zeros(3), Table(torch.zeros(2), None)),
+    ]
+    names = [identity(split, veil) for veil in veils]  # type: ignore[arg-type]
+    assert len(set(names)) == 3
+    assert names[0] == identity(split, Table(torch.zeros(3), Table(torch.ones(2), None)))  # type: ignore[arg-type]
+
+
+def test_digits_and_coefficients_do_not_pass_for_each_other(model: sv.Table1Net, x: Tensor) -> None:
+    split, factors = cut(model, 4)
+    bins, real = Bins((5, 7, 11), 64), sv.TopComponents(factors, m=3)
+    index, floats = sv.Client(split, bins).send(x), sv.Client(split, real).send(x)
+    servers = [sv.Server(split, veil) for veil in (bins, real)]
+    for server, frames in zip(servers, (floats, index), strict=True):
+        object.__setattr__(server, "identity", wire.decode(frames[0]).identity)  # as if it were the same model
+        with pytest.raises(WireError, match=r"but a frame (of index|with 3 values coded as float32) came"):
+            server.read(frames)

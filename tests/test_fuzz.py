@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from splitveil.wire import Frame, encode
+from splitveil.wire import Frame, encode, pack_digits
 
 FUZZING = Path(__file__).with_name("fuzzing.py")
-RUNS = {"frame": 300_000, "message": 200_000, "manifest": 30_000, "request": 100_000}
+RUNS = {"frame": 300_000, "message": 200_000, "finite": 200_000, "manifest": 30_000, "request": 100_000}
 
 
 def seeds(target: str, exported: Path) -> list[bytes]:
@@ -20,14 +20,16 @@ def seeds(target: str, exported: Path) -> list[bytes]:
         encode(Frame(b"abcd", np.zeros((m, 3), np.float32 if coding == "float32" else np.int8), coding))
         for m in (1, 4) for coding in ("float32", "int8", "int4")
     ]  # fmt: skip
+    frames += pack_digits(np.array([[0, 0, 0], [4, 6, 10]]), (5, 7, 11), b"abcd")
     tensor = {"name": "frame", "datatype": "UINT8", "shape": [1, len(frames[1])], "data": list(frames[1])}
+    index = {**tensor, "shape": [1, len(frames[-1])], "data": list(frames[-1])}
     binary = json.dumps({"inputs": [{**tensor, "data": None, "parameters": {"binary_data_size": len(frames[1])}}]})
     floats = {"name": "coefficients", "datatype": "FP32", "shape": [1, 4, 3], "data": [0.5] * 12}
     return {
-        "frame": frames, "message": frames,
+        "frame": frames, "message": frames, "finite": frames,
         "manifest": [(exported / side / "manifest.json").read_bytes() for side in ("edge", "server")],
         "request": [
-            json.dumps({"inputs": [tensor]}).encode(), json.dumps({"inputs": [floats]}).encode(),
+            *(json.dumps({"inputs": [each]}).encode() for each in (tensor, index, floats)),
             len(binary).to_bytes(2, "little") + binary.encode() + frames[1],
         ],
     }[target]  # fmt: skip

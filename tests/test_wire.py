@@ -13,10 +13,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from splitveil.codec import CODINGS, LARGEST, Coding
+from splitveil.codec import FRAME_CODINGS, LARGEST, Coding, FrameCoding, index_bytes
 from splitveil.errors import WireError
 from splitveil.message import Message
-from splitveil.wire import HEADER_BYTES, Frame, decode, encode, pack, payload_bytes, unpack
+from splitveil.wire import (
+    HEADER_BYTES,
+    Frame,
+    decode,
+    encode,
+    pack,
+    pack_digits,
+    payload_bytes,
+    unpack,
+    unpack_digits,
+)
 
 NAME = b"\x01\x02\x03\x04"
 TABLES = arrays(
@@ -33,6 +43,11 @@ def integer_frames(draw: st.DrawFn) -> Frame:
     shape = array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=6)
     values = draw(arrays(np.int8, shape, elements=st.integers(-LARGEST[coding], LARGEST[coding])))
     return Frame(NAME, values, coding)
+
+
+INDICES = arrays(np.uint8, st.tuples(st.just(1), st.integers(1, 12))).map(lambda octets: Frame(NAME, octets, "index"))
+"""Frames of indices of whatever levels."""
+FRAMES = TABLES.map(lambda values: Frame(NAME, values)) | integer_frames() | INDICES
 
 
 def sealed(fields: bytes, payload: bytes = b"") -> bytes:
@@ -75,6 +90,15 @@ def test_a_frame_of_integers_survives_the_wire(frame: Frame) -> None:
     assert len(data) == HEADER_BYTES + payload_bytes(frame.values.size, frame.coding)
 
 
+@given(INDICES)
+def test_a_frame_of_an_index_survives_the_wire(frame: Frame) -> None:
+    data = encode(frame)
+    back = decode(data)
+    assert (back.identity, back.coding, back.values.dtype) == (NAME, "index", np.uint8)
+    np.testing.assert_array_equal(back.values, frame.values)
+    assert len(data) == HEADER_BYTES + frame.values.size == HEADER_BYTES + payload_bytes(frame.values.size, "index")
+
+
 @pytest.mark.parametrize(
     ("coding", "values", "golden"),
     [
@@ -94,16 +118,20 @@ def test_the_bytes_of_integers_are_fixed(coding: Coding, values: list[list[int]]
 def test_the_documented_examples_are_golden() -> None:
     page = (Path(__file__).parents[1] / "docs" / "wire-format.md").read_text(encoding="utf-8")
     examples = [bytes.fromhex(line) for line in page.splitlines() if line.startswith("    53 56")]
-    assert [decode(data).coding for data in examples] == ["int8", "int4"]
-    assert [decode(data).values.tolist() for data in examples] == [
+    assert [decode(data).coding for data in examples] == ["int8", "int4", "index"]
+    assert [decode(data).values.tolist() for data in examples[:2]] == [
         [[1, -1], [127, -127], [0, 5]], [[1, -2, 7], [-7, 0, 0], [-1, 3, 4]],
     ]  # fmt: skip
+    identity = bytes.fromhex("deadbeef")
+    assert unpack_digits(examples[2:], (5, 7, 11), identity).tolist() == [[4, 0, 9]]
+    assert pack_digits(np.array([[4, 0, 9]]), (5, 7, 11), identity) == examples[2:]
 
 
 def test_bytes_per_coefficient() -> None:
     assert [payload_bytes(count, "float32") for count in range(4)] == [0, 4, 8, 12]
     assert [payload_bytes(count, "int8") for count in range(4)] == [0, 1, 2, 3]
     assert [payload_bytes(count, "int4") for count in range(4)] == [0, 1, 1, 2]
+    assert [payload_bytes(count, "index") for count in range(4)] == [0, 1, 2, 3]
 
 
 @given(st.binary(max_size=64))
@@ -112,17 +140,17 @@ def test_any_bytes_are_a_frame_or_a_wire_error(data: bytes) -> None:
         assert is_canonical(data)
 
 
-@given(st.sampled_from(CODINGS), st.integers(0, 3), st.integers(0, 3), st.data())
+@given(st.sampled_from(FRAME_CODINGS), st.integers(0, 3), st.integers(0, 3), st.data())
 def test_any_payload_behind_a_valid_header_is_a_frame_or_a_wire_error(
-    coding: Coding, rows: int, columns: int, data: st.DataObject
+    coding: FrameCoding, rows: int, columns: int, data: st.DataObject
 ) -> None:
     size = payload_bytes(rows * columns, coding)
     payload = data.draw(st.binary(min_size=size, max_size=size) | st.binary(max_size=40))
     with contextlib.suppress(WireError):
-        assert is_canonical(sealed(fields(coding=CODINGS.index(coding), rows=rows, columns=columns), payload))
+        assert is_canonical(sealed(fields(coding=FRAME_CODINGS.index(coding), rows=rows, columns=columns), payload))
 
 
-@given(integer_frames(), st.data())
+@given(integer_frames() | INDICES, st.data())
 def test_a_frame_changed_anywhere_but_sealed_again_is_a_frame_or_a_wire_error(
     frame: Frame, data: st.DataObject
 ) -> None:
@@ -150,7 +178,20 @@ def test_a_frame_changed_anywhere_but_sealed_again_is_a_frame_or_a_wire_error(
 )
 def test_what_no_encoder_writes_is_refused(coding: Coding, rows: int, payload: str, sentence: str) -> None:
     with pytest.raises(WireError, match=sentence):
-        decode(sealed(fields(coding=CODINGS.index(coding), rows=rows), bytes.fromhex(payload)))
+        decode(sealed(fields(coding=FRAME_CODINGS.index(coding), rows=rows), bytes.fromhex(payload)))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (0, 1), (1, 0), (2, 1), (3, 2)])
+def test_an_index_is_one_component_of_at_least_one_byte(rows: int, columns: int) -> None:
+    with pytest.raises(WireError, match=f"at least one byte, not {rows} of {columns}"):
+        decode(sealed(fields(coding=3, rows=rows, columns=columns), bytes(rows * columns)))
+    with pytest.raises(WireError, match=f"at least one byte, not {rows} of {columns}"):
+        encode(Frame(NAME, np.zeros((rows, columns), np.uint8), "index"))
+
+
+def test_an_index_is_given_by_its_bytes() -> None:
+    with pytest.raises(WireError, match="by its bytes, uint8, not by int8"):
+        encode(Frame(NAME, np.zeros((1, 2), np.int8), "index"))
 
 
 @pytest.mark.parametrize(
@@ -173,9 +214,11 @@ def test_what_no_integer_coding_holds_is_not_sent(frame: Frame) -> None:
 def test_integers_are_not_read_where_floats_are_expected() -> None:
     with pytest.raises(WireError, match="read as float32 here, but a frame of int8 came"):
         unpack([encode(Frame(NAME, np.ones((4, 1), np.int8), "int8"))], VECTOR, NAME)
+    with pytest.raises(WireError, match="read as float32 here, but a frame of index came"):
+        unpack(pack_digits(np.zeros((1, 4)), (2,) * 4, NAME), VECTOR, NAME)
 
 
-@given(TABLES.map(lambda values: Frame(NAME, values)) | integer_frames(), st.data())
+@given(FRAMES, st.data())
 def test_a_flipped_bit_anywhere_is_noticed(sent: Frame, data: st.DataObject) -> None:
     frame = bytearray(encode(sent))
     bit = data.draw(st.integers(0, 8 * len(frame) - 1))
@@ -184,7 +227,7 @@ def test_a_flipped_bit_anywhere_is_noticed(sent: Frame, data: st.DataObject) -> 
         decode(bytes(frame))
 
 
-@given(TABLES.map(lambda values: Frame(NAME, values)) | integer_frames(), st.data())
+@given(FRAMES, st.data())
 def test_a_frame_cut_short_or_made_longer_is_refused(sent: Frame, data: st.DataObject) -> None:
     frame = encode(sent)
     with pytest.raises(WireError, match="bytes"):
@@ -195,7 +238,7 @@ def test_a_frame_cut_short_or_made_longer_is_refused(sent: Frame, data: st.DataO
 
 def test_a_header_that_claims_gigabytes_is_refused_before_anything_is_allocated() -> None:
     tracemalloc.start()
-    with pytest.raises(WireError, match=r"65535 by 65535 coefficients has 17179344916 bytes, but 16 came"):
+    with pytest.raises(WireError, match=r"65535 by 65535 numbers has 17179344916 bytes, but 16 came"):
         decode(sealed(fields(rows=65535, columns=65535)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -207,7 +250,7 @@ def test_a_header_that_claims_gigabytes_is_refused_before_anything_is_allocated(
     [
         (fields(magic=b"PK"), "not a splitveil frame"),
         (fields(version=2), "version 2 with coding 0"),
-        (fields(coding=7), "version 1 with coding 7"),
+        (fields(coding=4), "version 1 with coding 4"),
     ],
 )
 def test_a_foreign_header_is_named(header: bytes, sentence: str) -> None:
@@ -296,3 +339,64 @@ def test_a_frame_of_another_shape_is_refused(shape: tuple[int, int]) -> None:
 def test_a_message_of_fixed_length_comes_whole(kept: int) -> None:
     with pytest.raises(WireError, match=f"4 components, but one has {kept}"):
         unpack([pack(np.ones(4, np.float32), kept, NAME)], Message((4,)), NAME)
+
+
+# --- finite messages
+
+
+LEVELS = (3, 40, 5)  # 600 messages, two bytes
+
+
+@given(st.lists(st.integers(1, 2**16 - 1), min_size=1, max_size=40).map(tuple), st.integers(0, 2**32 - 1))
+def test_finite_messages_survive_the_wire_in_frames_of_one_length(levels: tuple[int, ...], seed: int) -> None:
+    digits = np.random.default_rng(seed).integers(0, levels, (3, len(levels)))
+    digits[0] = 0
+    frames = pack_digits(digits, levels, NAME)
+    assert {len(frame) for frame in frames} == {HEADER_BYTES + index_bytes(levels)}
+    back = unpack_digits(frames, levels, NAME)
+    assert back.dtype == np.int64
+    np.testing.assert_array_equal(back, digits)
+
+
+def test_nothing_in_a_finite_message_s_frame_varies_but_the_index() -> None:
+    every = np.stack(np.unravel_index(np.arange(600), LEVELS), axis=1)
+    frames = pack_digits(every, LEVELS, NAME)
+    assert len(set(frames)) == 600
+    assert len({frame[:12] for frame in frames}) == 1  # the checksum after it follows from all the rest
+    assert [int.from_bytes(frame[HEADER_BYTES:], "little") for frame in frames] == list(range(600))
+
+
+def test_an_index_beyond_the_levels_is_refused() -> None:
+    for index in (600, 601, 2**16 - 1):
+        with pytest.raises(WireError, match="beyond the number of messages"):
+            unpack_digits([index_frame(index)], LEVELS, NAME)
+    assert unpack_digits([index_frame(599)], LEVELS, NAME).tolist() == [[2, 39, 4]]
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_an_index_of_another_length_is_refused(size: int) -> None:
+    with pytest.raises(WireError, match=f"an index of 2 bytes, but a frame with {size} values coded as index came"):
+        unpack_digits([index_frame(0), index_frame(1, size)], LEVELS, NAME)
+
+
+def test_coefficients_are_not_read_where_an_index_is_expected() -> None:
+    for values, coding in ((np.zeros((1, 2), np.int8), "int8"), (np.zeros((3, 1), np.float32), "float32")):
+        with pytest.raises(WireError, match=f"coded as {coding} came"):
+            unpack_digits([encode(Frame(NAME, values, coding))], LEVELS, NAME)  # type: ignore[arg-type]
+
+
+def test_a_finite_message_of_another_identity_is_refused() -> None:
+    with pytest.raises(WireError, match="01020304 cannot be answered by 01020305"):
+        unpack_digits([index_frame(0)], LEVELS, b"\x01\x02\x03\x05")
+
+
+@given(st.binary(min_size=2, max_size=2) | st.binary(max_size=4))
+def test_any_index_is_a_message_below_the_levels_or_refused(payload: bytes) -> None:
+    frame = sealed(fields(coding=3, rows=1, columns=len(payload)), payload)
+    with contextlib.suppress(WireError):
+        digits = unpack_digits([frame], LEVELS, NAME)
+        assert pack_digits(digits, LEVELS, NAME) == [frame]
+
+
+def index_frame(index: int, size: int = 2) -> bytes:
+    return encode(Frame(NAME, np.frombuffer(index.to_bytes(size, "little"), np.uint8)[None], "index"))

@@ -1,8 +1,8 @@
 """Client and server in one process, exchanging nothing but bytes."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class Client:
         """Frames of features (B, *feature) that were computed before."""
         with torch.no_grad():
             message = self.veil.encode(z)
+        if (levels := self.veil.message.levels) is not None:
+            return wire.pack_digits(message.cpu().numpy(), levels, self.identity)
         if self.veil.message.fixed_length:
             kept = [message.shape[1]] * len(message)
         else:
@@ -63,7 +65,10 @@ class Server:
         object.__setattr__(self, "identity", identity(self.split, self.veil))
 
     def read(self, frames: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-        """Messages (B, *message.shape) and the number of components in each frame (B,)."""
+        """Messages (B, *message.shape), digits as int64, and the number of components in each frame (B,)."""
+        if (levels := self.veil.message.levels) is not None:
+            digits = torch.from_numpy(wire.unpack_digits(frames, levels, self.identity))
+            return digits, torch.full((len(digits),), len(levels))
         messages, kept = wire.unpack(frames, self.veil.message, self.identity)
         return torch.from_numpy(messages), torch.from_numpy(kept)
 
@@ -75,10 +80,22 @@ class Server:
 
 
 def identity(split: SplitModel, veil: Obfuscator) -> bytes:
-    """4 bytes that change with the model's weights, the cut and the basis, but not with m'."""
+    """4 bytes that change with the model's weights, the cut, the basis and the levels, but not with m' of one basis."""
     digest = hashlib.sha256(f"{split.layer_name}|{veil.message.carries}|{veil.message.shape[1:]}".encode())
-    factors = getattr(veil, "factors", None)
-    basis = [] if factors is None else [factors.vh]
+    if veil.message.levels is not None:
+        digest.update(repr(tuple(veil.message.levels)).encode())
+    # Of factors the basis alone; of what has none, every tensor.
+    basis = [veil.factors.vh] if hasattr(veil, "factors") else _tensors(veil)
     for tensor in [*split.model.state_dict().values(), *basis]:
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.digest()[: wire.IDENTITY_BYTES]
+
+
+def _tensors(part: object) -> Iterator[Tensor]:
+    """The tensors of an obfuscator and of those that it is made of."""
+    for name in (each.name for each in fields(part)) if is_dataclass(part) else ():
+        value = getattr(part, name)
+        if isinstance(value, Tensor):
+            yield value
+        else:
+            yield from _tensors(value)

@@ -26,16 +26,16 @@ class Label(FeatureVeil):
 
     @property
     def message(self) -> Message:
-        """One number: the label."""
-        return Message((1,), distinct=self.n_classes)
+        """One digit: the label."""
+        return Message((1,), dtype="int64", levels=(self.n_classes,))
 
     def encode(self, z: Tensor) -> Tensor:
         """Labels (B, 1) of logits (B, n_classes)."""
-        return z.argmax(1, keepdim=True).to(z.dtype)
+        return z.argmax(1, keepdim=True)
 
     def decode(self, message: Tensor) -> Tensor:
         """The label as logits (B, n_classes): 1 for it, 0 for the others."""
-        return nn.functional.one_hot(message[:, 0].long(), self.n_classes).to(message.dtype)
+        return nn.functional.one_hot(message[:, 0], self.n_classes).float()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from typing import Annotated, Literal, Self
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from splitveil.codec import Coding
+from splitveil.codec import LARGEST, Coding, FrameCoding, index_bytes
 from splitveil.profile import ModelFacts
 from splitveil.wire import HEADER_BYTES, IDENTITY_BYTES, payload_bytes
 
@@ -43,28 +44,41 @@ class Messages(_Strict):
     """How messages are written and read; the same in both bundles.
 
     Attributes:
-        components: the most that a message may have, m'.
+        components: the most that a message may have, m'; of finite messages their digits.
         positions: shape of one component: empty for a vector, (H', W') for maps.
-        codings: how coefficients may be written.
+        codings: how messages may be written.
         scales: of the integer codings, one per component.
-        certified: whether every message must have all components in the one integer coding, so that the number of
-            different messages is known.
+        certified: whether every message must have all components in the one coding of whole numbers, so that the
+            number of different messages is known.
+        levels: of finite messages, how many values each digit takes; null where messages are coefficients.
     """
 
     components: Positive
     positions: tuple[Positive, ...]
-    codings: Annotated[tuple[Coding, ...], Field(min_length=1)]
+    codings: Annotated[tuple[FrameCoding, ...], Field(min_length=1)]
     scales: dict[Coding, tuple[Scale, ...]]
     certified: bool
+    levels: tuple[Positive, ...] | None = None
 
     @property
     def places(self) -> int:
         """Coefficients of one component."""
         return int(np.prod(self.positions, dtype=np.int64))
 
-    def frame_bytes(self, m: int, coding: Coding) -> int:
-        """Length of the frame of m components."""
-        return HEADER_BYTES + payload_bytes(m * self.places, coding)
+    @property
+    def distinct(self) -> int | None:
+        """How many different messages there are; None unless certified, as only then their number is kept to."""
+        if not self.certified:
+            return None
+        if self.levels is not None:
+            return math.prod(self.levels)
+        (values,) = [2 * LARGEST[coding] + 1 for coding in self.scales]
+        return int(values ** (self.components * self.places))
+
+    def frame_bytes(self, m: int, coding: FrameCoding) -> int:
+        """Length of the frame of m components; that of an index is always the same."""
+        numbers = m * self.places if self.levels is None else index_bytes(self.levels)
+        return HEADER_BYTES + payload_bytes(numbers, coding)
 
     def scale(self, coding: Coding) -> NDArray[np.float32]:
         """Scales (components,) of an integer coding."""
@@ -74,7 +88,9 @@ class Messages(_Strict):
     def _consistent(self) -> Self:
         if len(set(self.codings)) < len(self.codings):
             raise ValueError("a coding is named twice")
-        if set(self.scales) != set(self.codings) - {"float32"}:
+        if ("index" in self.codings) != (self.levels is not None):
+            raise ValueError("finite messages, which have levels, are coded as index, and no others are")
+        if set(self.scales) != set(self.codings) - {"float32", "index"}:
             raise ValueError("every integer coding has scales, and no other has")
         if any(len(scales) != self.components for scales in self.scales.values()):
             raise ValueError(f"a coding has not one scale for each of the {self.components} components")
@@ -82,6 +98,16 @@ class Messages(_Strict):
             raise ValueError(f"{self.places} coefficients per component do not fit into a frame")
         if self.certified and (len(self.codings) != 1 or "float32" in self.codings):
             raise ValueError("a certified bundle has exactly one coding, of integers")
+        return self._finite() if self.levels is not None else self
+
+    def _finite(self) -> Self:
+        assert self.levels is not None
+        if not self.certified or self.codings != ("index",):
+            raise ValueError("a bundle of finite messages is certified, and they are coded as index alone")
+        if self.positions or self.components != len(self.levels):
+            raise ValueError("each component of a finite message is one digit with a level of its own")
+        if index_bytes(self.levels) > _MOST:
+            raise ValueError("the index of so many levels does not fit into a frame")
         return self
 
 
@@ -115,14 +141,14 @@ class Policy(_Strict):
 
     Attributes:
         m: components.
-        coding: of the coefficients.
+        coding: how they are written.
         max_drop: points of accuracy that may be lost, the wish that m was chosen by; null where m was given.
         proven_drop: points that the accuracy is proven to drop by at most; null where nothing was proven.
         confidence: of that proof.
     """
 
     m: Positive
-    coding: Coding
+    coding: FrameCoding
     max_drop: Annotated[float, Field(ge=0, le=100)] | None
     proven_drop: float | None
     confidence: Annotated[float, Field(gt=0, lt=1)] | None
@@ -150,11 +176,11 @@ class _Manifest(_Strict):
 
 
 class EdgeManifest(_Manifest):
-    """What the edge bundle holds: photo to coefficients.
+    """What the edge bundle holds: photo to coefficients or digits.
 
     Attributes:
         model: what was trained.
-        cut, layer, operator, method: where it is cut, and how the coefficients are computed.
+        cut, layer, operator, method: where it is cut, and how the messages are computed.
         classes: names of the answers.
         picture: how a photo becomes an input.
         policy: what is sent.
@@ -184,7 +210,7 @@ class EdgeManifest(_Manifest):
 
 
 class ServerManifest(_Manifest):
-    """What the server bundle holds: coefficients to logits.
+    """What the server bundle holds: coefficients or digits to logits.
 
     Attributes:
         n_classes: how many logits there are.
@@ -192,6 +218,16 @@ class ServerManifest(_Manifest):
 
     kind: Literal["server"]
     n_classes: Annotated[int, Field(ge=2)]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What a server says of the bundle beside its inputs and outputs."""
+        messages = self.messages
+        levels = {} if messages.levels is None else {"levels": ",".join(map(str, messages.levels))}
+        return {
+            "identity": self.identity, "components": str(messages.components), "codings": ",".join(messages.codings),
+            "certified": str(messages.certified).lower(), **levels,
+        }  # fmt: skip
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -204,5 +240,6 @@ class ServerManifest(_Manifest):
 
 def identity_of(messages: Messages, graph: str) -> str:
     """What tells bundles apart: SHA-256 of how messages are read, and of the server's graph (its SHA-256)."""
-    content = {"messages": messages.model_dump(mode="json"), "graph": graph}
+    # Without what is null: bundles of coefficients keep the identities that they had before there were levels.
+    content = {"messages": messages.model_dump(mode="json", exclude_none=True), "graph": graph}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

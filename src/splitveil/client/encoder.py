@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from splitveil.bundle import Bundle, EdgeManifest, Graph, check_form, read_edge, to_frames
-from splitveil.codec import Coding
+from splitveil.codec import FrameCoding
 from splitveil.errors import BundleError, DataError, ShapeError
 from splitveil.picture import Box, read_photo
 from splitveil.profile import Profile
@@ -21,12 +21,12 @@ Images = NDArray[np.float32]
 class EdgeEncoder:
     """What an edge bundle does: photos to the bytes that may leave the device.
 
-         photo ─► upright, cropped, resized, scaled ─► edge.onnx ─► coefficients ─► frames
+         photo ─► upright, cropped, resized, scaled ─► edge.onnx ─► coefficients or digits ─► frames
 
     Args:
         bundle: the folder ``edge`` that `splitveil export` wrote.
         m: components to send; what the bundle's policy says where not given.
-        coding: of the coefficients; likewise.
+        coding: how they are written; likewise.
         public_key: PEM file of an Ed25519 key; the bundle must then carry its signature.
         threads: of ONNX Runtime; 0: one per core.
 
@@ -45,7 +45,7 @@ class EdgeEncoder:
         bundle: str | Path,
         *,
         m: int | None = None,
-        coding: Coding | None = None,
+        coding: FrameCoding | None = None,
         public_key: str | Path | None = None,
         threads: int = 1,
     ) -> None:
@@ -53,7 +53,7 @@ class EdgeEncoder:
         self.manifest: EdgeManifest = found.manifest
         policy, messages = found.manifest.policy, found.manifest.messages
         self.m = policy.m if m is None else m
-        self.coding: Coding = coding or policy.coding
+        self.coding: FrameCoding = coding or policy.coding
         check_form(messages, self.m, self.coding)
         self.raw_bytes = _raw_bytes(found)
         outside = (messages.components, *messages.positions)
@@ -65,14 +65,14 @@ class EdgeEncoder:
         Raises:
             DataError: a photo cannot be read, or is none.
             ShapeError: an array has not the shape of the network's input.
-            WireError: a coefficient is not finite.
+            WireError: a coefficient is not finite, or a digit not one of its level.
         """
         images = [self.image(photo) for photo in photos]
         if not images:
             return []
-        coefficients = self._graph.run(np.stack(images))
+        given = self._graph.run(np.stack(images))
         identity = self.manifest.short_identity
-        return to_frames(coefficients, self.manifest.messages, identity, m=self.m, coding=self.coding)
+        return to_frames(given, self.manifest.messages, identity, m=self.m, coding=self.coding)
 
     def image(self, photo: Photo) -> Images:
         """The network's input (C, H, W), float32 in [0, 1]; raises `DataError` and `ShapeError` as `frames` does."""

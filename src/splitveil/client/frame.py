@@ -36,6 +36,8 @@ def describe(data: bytes) -> list[Field]:
         "identity": "of the bundle", "components": f"m' = {components}", "positions": f"{positions} per component",
         "checksum": "CRC-32 of all the rest", "payload": f"{frame.values.size} coefficients as {frame.coding}",
     }  # fmt: skip
+    if frame.coding == "index":
+        meanings |= {"components": "one index", "positions": f"of {positions} bytes", "payload": "the index"}
     found, start = [], 0
     for name, end in (*_ENDS, ("payload", len(data))):
         found.append(Field(name, data[start:end].hex(), meanings[name]))

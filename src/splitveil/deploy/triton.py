@@ -95,13 +95,6 @@ def config_text(manifest: ServerManifest, backend: Backend, instances: int) -> s
         # Messages of different lengths, or of either kind, still share a batch: model.py joins the rows.
         shorter = coefficients.format(_listed(-1, *messages.positions))
         inputs = [f"{text} allow_ragged_batch: true optional: true" for text in (frame, shorter)]
-    # The same as those of splitveil's own server.
-    parameters = {
-        "identity": manifest.identity,
-        "components": messages.components,
-        "codings": ",".join(messages.codings),
-        "certified": str(messages.certified).lower(),
-    }
     lines = [
         f'name: "{manifest.name}"',
         f'backend: "{backend}"',
@@ -110,7 +103,10 @@ def config_text(manifest: ServerManifest, backend: Backend, instances: int) -> s
         f'output {{ name: "logits" data_type: TYPE_FP32 dims: [ {manifest.n_classes} ] }}',
         f"instance_group {{ kind: KIND_CPU count: {instances} }}",
         "dynamic_batching { }",
-        *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()),
+        *(
+            f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+            for key, value in manifest.parameters.items()
+        ),
     ]
     return MARK + "\n".join(lines) + "\n"
 

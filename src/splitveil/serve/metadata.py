@@ -35,12 +35,6 @@ def model_config(model: Model) -> dict[str, Any]:
     """In the words of Triton's ModelConfig; sizes are of one row."""
     sizes = {FRAME: [-1], COEFFICIENTS: [-1, *model.messages.positions]}
     names = input_names(model.messages)
-    parameters = {
-        "identity": model.manifest.identity,
-        "components": str(model.messages.components),
-        "codings": ",".join(model.messages.codings),
-        "certified": str(model.messages.certified).lower(),
-    }
     return {
         "name": model.name,
         "platform": PLATFORM,
@@ -52,7 +46,7 @@ def model_config(model: Model) -> dict[str, Any]:
         ],
         "output": [{"name": LOGITS, "data_type": "TYPE_FP32", "dims": [model.manifest.n_classes]}],
         "dynamic_batching": {},
-        "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+        "parameters": {key: {"string_value": value} for key, value in model.manifest.parameters.items()},
     }
 
 

@@ -73,7 +73,7 @@ class Model:
         return self.manifest.name
 
     async def logits(self, coefficients: Array) -> Array:
-        """Logits (B, n_classes) of coefficients (B, components, *positions), zero beyond what was sent."""
+        """Logits (B, n_classes) of what `read_coefficients` found."""
         return await self._batcher.submit(coefficients)
 
     def _warm(self, rows: int) -> float:

@@ -1,4 +1,4 @@
-"""What a request asks, in the terms of neither protocol, and the coefficients that it carries."""
+"""What a request asks, in the terms of neither protocol, and the coefficients or digits that it carries."""
 
 import math
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class Query:
 
 
 def read_coefficients(tensor: Tensor, model: Model) -> NDArray[np.float32]:
-    """Coefficients (B, components, *positions), zero beyond what was sent.
+    """Coefficients (B, components, *positions), zero beyond what was sent; or digits (B, components).
 
     Raises:
         RefusedError: the tensor is not what this model takes; the sentence names it.
