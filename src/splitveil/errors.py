@@ -45,6 +45,18 @@ class WireError(SplitveilError, ValueError):
     """Bytes from the other side are not a valid frame, or a message does not fit into one."""
 
 
+class CertificateError(SplitveilError, ValueError):
+    """There is no such certificate, or its bound is asked of numbers that are no chances or counts."""
+
+
+class BudgetError(SplitveilError, RuntimeError):
+    """A budget's file cannot be used, or not as asked."""
+
+
+class BudgetSpentError(BudgetError):
+    """A query would tell more of a subject than the budget allows; nothing was debited."""
+
+
 class BundleError(SplitveilError, ValueError):
     """A bundle is missing, damaged, of another version or model, or not signed as required."""
 

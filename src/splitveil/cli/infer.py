@@ -13,6 +13,7 @@ from splitveil.cli.output import note, print_json, print_table, progress_bar
 from splitveil.codec import Coding
 
 if TYPE_CHECKING:
+    from splitveil.budget import Budget
     from splitveil.client import Answer, EdgeClient
 
 
@@ -49,41 +50,74 @@ def infer(
         Path | None,
         typer.Option("--require-signature", metavar="PUBLIC_KEY", help="PEM; the bundle must carry its signature."),
     ] = None,
+    budget: Annotated[
+        Path | None,
+        typer.Option("--budget", metavar="FILE", help="Debited before anything is sent; needs a certified bundle."),
+    ] = None,
+    subject: Annotated[
+        str | None, typer.Option("--subject", metavar="NAME", help="Whose photos these are, for the budget.")
+    ] = None,
+    budget_bits: Annotated[
+        float | None, typer.Option("--budget-bits", metavar="BITS", help="Of each subject, to begin a new budget.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Ask a server about photos, and show it no more of them than the bundle lets out."""
     from splitveil.client import Access, EdgeClient, Patience, is_exposed
 
+    ledger = _ledger(budget, budget_bits)
     access = Access(_token(token_file), ca, client_cert, client_key, token_over_http)
     patience = Patience(timeout=timeout, deadline=deadline, retries=retries)
     answers: list[Answer] = []
     with (
         EdgeClient(
-            bundle, url, m=m, coding=coding, public_key=require_signature, access=access, patience=patience
+            bundle,
+            url,
+            m=m,
+            coding=coding,
+            public_key=require_signature,
+            access=access,
+            patience=patience,
+            budget=ledger,
         ) as client,
         progress_bar(quiet) as progress,
     ):
         if is_exposed(url):
             note("frames cross to the server without TLS: who reads them on the way knows what the server knows")
         for start in range(0, len(photos), client.batch):
-            answers += client.answers(photos[start : start + client.batch])
+            answers += client.answers(photos[start : start + client.batch], subject=subject)
             if progress:
                 progress(len(answers), len(photos), "asking")
     found = [_row(client, photo, answer, show_wire) for photo, answer in zip(photos, answers, strict=True)]
+    left = ledger.left(subject) if ledger and subject else None
     if as_json:
         manifest = client.encoder.manifest
         print_json(
             {"bundle": str(bundle), "url": url, "model": manifest.name, "identity": manifest.identity,
-             "m": client.encoder.m, "coding": client.encoder.coding, "answers": found}
+             "m": client.encoder.m, "coding": client.encoder.coding, "answers": found,
+             "bits_left": left}
         )  # fmt: skip
         return
     cells = [
         [row["photo"], row["label"], f"{row['probabilities'][row['index']]:.1%}", row["frame_bytes"]] for row in found
     ]
     print_table(f"answers of {url}", ["photo", "answer", "probability", "bytes of its frame"], cells)
+    if left is not None:
+        note(f"left of this subject's budget: {left:.6g} bits")
     for row in found if show_wire else ():
         _print_wire(row)
+
+
+def _ledger(file: Path | None, bits: float | None) -> Budget | None:
+    from splitveil.budget import Budget
+    from splitveil.errors import BudgetError
+
+    if file is None:
+        if bits is not None:
+            raise BudgetError("--budget-bits is the limit of a budget; name its file with --budget")
+        return None
+    return Budget(file, limit_bits=bits)
 
 
 def _token(file: Path | None) -> str | None:

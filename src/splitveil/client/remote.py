@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import httpx
 
+from splitveil.budget import Budget
+from splitveil.bundle import from_frames
 from splitveil.client.access import Access
 from splitveil.client.answer import Answer, Sent
 from splitveil.client.connection import Connection
@@ -15,7 +17,7 @@ from splitveil.client.encoder import EdgeEncoder, Photo
 from splitveil.client.patience import Clock, Patience
 from splitveil.client.protocol import configured_identity, inference_body, longest_answer, read_logits, read_object
 from splitveil.codec import Coding
-from splitveil.errors import RemoteError
+from splitveil.errors import BudgetError, RemoteError
 
 LARGEST_BATCH = 32
 """Frames in one request at most; more photos are sent in several."""
@@ -42,6 +44,8 @@ class AsyncEdgeClient:
         public_key: PEM file of an Ed25519 key; the bundle must then carry its signature.
         access: certificates and token.
         patience: limits of each request.
+        budget: debited for every request before its first byte leaves, once however often it is repeated, and whether
+            or not an answer comes; what would exceed it is not sent. Only for certified bundles.
         transport: of httpx, in place of the network.
         clock: of the waits between attempts.
 
@@ -51,6 +55,7 @@ class AsyncEdgeClient:
 
     Raises:
         BundleError, WireError: see `EdgeEncoder`.
+        BudgetError: there is a budget, but the bundle is not certified.
         RemoteError: the address or what it is to be reached with cannot be used.
     """
 
@@ -64,26 +69,39 @@ class AsyncEdgeClient:
         public_key: str | Path | None = None,
         access: Access | None = None,
         patience: Patience | None = None,
+        budget: Budget | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.encoder = EdgeEncoder(bundle, m=m, coding=coding, public_key=public_key)
         self._manifest = self.encoder.manifest
+        self._budget = budget
+        if budget is not None and self._manifest.messages.distinct is None:
+            raise BudgetError(
+                f"the bundle {self._manifest.name} is not certified: there is no finite number of messages to debit; "
+                "use one of finite messages, or no budget"
+            )
         frame_bytes = self._manifest.messages.frame_bytes(self.encoder.m, self.encoder.coding)
         self.batch = max(1, min(LARGEST_BATCH, LARGEST_BODY // frame_bytes))
         self._connection = Connection(url, access or Access(), patience or Patience(), transport, clock or Clock())
         self._known: str | None = None
         self._asking = asyncio.Lock()
 
-    async def answer(self, photo: Photo) -> Answer:
-        """The answer for one photo; raises as `answers` does."""
-        return (await self.answers([photo]))[0]
+    async def answer(self, photo: Photo, *, subject: str | None = None) -> Answer:
+        """The answer for one photo; arguments and errors as of `answers`."""
+        return (await self.answers([photo], subject=subject))[0]
 
-    async def answers(self, photos: Sequence[Photo]) -> list[Answer]:
+    async def answers(self, photos: Sequence[Photo], *, subject: str | None = None) -> list[Answer]:
         """Answers for photos, in their order, in requests of at most `batch`.
+
+        Args:
+            photos: of one subject, where there is a budget.
+            subject: whose budget is debited.
 
         Raises:
             DataError, ShapeError: a photo cannot be read or does not fit.
+            BudgetSpentError: a request would exceed the budget; it was not sent.
+            BudgetError: the budget cannot be used, or only one of it and a subject is given; nothing was sent.
             RemoteError: the server cannot be reached in time, fails, refuses, holds another bundle, or answers with
                 what is no answer.
         """
@@ -91,17 +109,21 @@ class AsyncEdgeClient:
         for start in range(0, len(photos), self.batch):
             # In a thread, so that other requests go on while this one's photos are encoded.
             frames = await asyncio.to_thread(self.encoder.frames, photos[start : start + self.batch])
-            found += await self.ask(frames)
+            found += await self.ask(frames, subject=subject)
         return found
 
-    async def ask(self, frames: Sequence[bytes]) -> list[Answer]:
-        """Answers for frames of this client's encoder, in one request; raises `RemoteError` as `answers` does."""
+    async def ask(self, frames: Sequence[bytes], *, subject: str | None = None) -> list[Answer]:
+        """Answers for frames of this client's encoder, in one request; debits and raises as `answers` does."""
+        if (self._budget is None) != (subject is None):
+            raise BudgetError("a budget and a subject whom it is debited for go together; give both or neither")
         if not frames:
             return []
         body, headers = inference_body(frames)
         rows, classes = len(frames), self._manifest.classes
         most = longest_answer(rows, len(classes))
         place = await self._place()
+        if self._budget is not None and subject is not None:
+            await asyncio.to_thread(self._debit, self._budget, subject, frames)
         reply = await self._connection.post(place + "/infer", body, headers, most)
         if reply.status in _MAY_BE_ANOTHER:
             # A bundle may have been replaced since the server was met; then look for ours once more.
@@ -129,6 +151,13 @@ class AsyncEdgeClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _debit(self, budget: Budget, subject: str, frames: Sequence[bytes]) -> None:
+        messages = self._manifest.messages
+        assert messages.distinct is not None  # else the budget was refused
+        # Whoever made them: only frames of the bundle's own form are of the number that is debited.
+        from_frames(frames, messages, self._manifest.short_identity)
+        budget.debit(subject, messages.distinct, len(frames))
 
     async def _place(self) -> str:
         """The path below which the server serves the other half of this bundle; asked for once.

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
+from splitveil.budget import Budget
 from splitveil.client.access import Access
 from splitveil.client.answer import Answer
 from splitveil.client.encoder import EdgeEncoder, Photo
@@ -27,14 +28,14 @@ class EdgeClient:
     bound the time that a request takes as a whole (name look-up and a server that dribbles included), so it has one.
 
     Args:
-        bundle, url, m, coding, public_key, access, patience, transport, clock: as of `AsyncEdgeClient`.
+        bundle, url, m, coding, public_key, access, patience, budget, transport, clock: as of `AsyncEdgeClient`.
 
     Attributes:
         encoder: what makes the frames.
         batch: photos in one request at most.
 
     Raises:
-        BundleError, WireError, RemoteError: as of `AsyncEdgeClient`.
+        BundleError, WireError, BudgetError, RemoteError: as of `AsyncEdgeClient`.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class EdgeClient:
         public_key: str | Path | None = None,
         access: Access | None = None,
         patience: Patience | None = None,
+        budget: Budget | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._client = AsyncEdgeClient(
             bundle, url, m=m, coding=coding, public_key=public_key, access=access, patience=patience,
-            transport=transport, clock=clock,
+            budget=budget, transport=transport, clock=clock,
         )  # fmt: skip
         self.encoder: EdgeEncoder = self._client.encoder
         self.batch: int = self._client.batch
@@ -60,20 +62,20 @@ class EdgeClient:
         self._thread = threading.Thread(target=self._loop.run_forever, name="splitveil-client", daemon=True)
         self._thread.start()
 
-    def answer(self, photo: Photo) -> Answer:
-        """The answer for one photo; raises as `answers` does."""
-        return self.answers([photo])[0]
+    def answer(self, photo: Photo, *, subject: str | None = None) -> Answer:
+        """The answer for one photo; arguments and errors as of `AsyncEdgeClient.answers`."""
+        return self.answers([photo], subject=subject)[0]
 
-    def answers(self, photos: Sequence[Photo]) -> list[Answer]:
-        """Answers for photos, in their order, in requests of at most `batch`; raises as `AsyncEdgeClient.answers`."""
+    def answers(self, photos: Sequence[Photo], *, subject: str | None = None) -> list[Answer]:
+        """Answers for photos, in their order; arguments and errors as of `AsyncEdgeClient.answers`."""
         found: list[Answer] = []
         for start in range(0, len(photos), self.batch):
-            found += self.ask(self.encoder.frames(photos[start : start + self.batch]))
+            found += self.ask(self.encoder.frames(photos[start : start + self.batch]), subject=subject)
         return found
 
-    def ask(self, frames: Sequence[bytes]) -> list[Answer]:
-        """Answers for frames of this client's encoder, in one request; raises `RemoteError`."""
-        return self._run(self._client.ask(frames))
+    def ask(self, frames: Sequence[bytes], *, subject: str | None = None) -> list[Answer]:
+        """Answers for frames of this client's encoder, in one request; debits and raises as `answers` does."""
+        return self._run(self._client.ask(frames, subject=subject))
 
     def close(self) -> None:
         """Close all connections; a client that is closed cannot be used again."""
