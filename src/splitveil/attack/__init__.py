@@ -1,9 +1,11 @@
 """Adversaries: what they may see, and the ones that splitveil brings.
 
-To add one: write a class with a ``name`` and the ``fit`` of `Attack`, and name it in `ATTACKS`.
+To add one: write a class with a ``name`` and the ``fit`` of `Attack`, and name it in `ATTACKS`; or in `FINITE`, where
+it reads nothing but digits.
 """
 
 from splitveil.attack.decensoring import Decensoring
+from splitveil.attack.frequencies import Frequencies
 from splitveil.attack.neighbours import NearestNeighbours
 from splitveil.attack.networks import Perceptron, ServerArchitecture, Training
 from splitveil.attack.reconstruction import Similarity, mean_image, reconstruct, similarity
@@ -11,9 +13,9 @@ from splitveil.attack.trees import GradientBoosting
 from splitveil.attack.view import Attack, Guess, Job, Public, View, fit_all
 
 __all__ = [
-    "ATTACKS", "Attack", "Decensoring", "GradientBoosting", "Guess", "Job", "NearestNeighbours", "Perceptron",
-    "Public", "ServerArchitecture", "Similarity", "Training", "View", "fit_all", "mean_image", "reconstruct",
-    "similarity",
+    "ATTACKS", "FINITE", "Attack", "Decensoring", "Frequencies", "GradientBoosting", "Guess", "Job",
+    "NearestNeighbours", "Perceptron", "Public", "ServerArchitecture", "Similarity", "Training", "View", "fit_all",
+    "mean_image", "reconstruct", "similarity",
 ]  # fmt: skip
 
 ATTACKS: tuple[Attack, ...] = (
@@ -26,3 +28,6 @@ ATTACKS: tuple[Attack, ...] = (
     Decensoring(),
 )
 """What `leakage` mounts unless told otherwise; the best of them on validation counts."""
+
+FINITE: tuple[Attack, ...] = (Frequencies(),)
+"""What finite messages meet beside the suite, whichever that is: networks may miss what counting finds."""

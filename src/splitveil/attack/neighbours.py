@@ -1,12 +1,13 @@
 """Nearest neighbours among the messages of the adversary's own samples."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from splitveil.attack.components import best_weight, leading, mixed, prior_of, spread
-from splitveil.attack.networks import standardised
+from splitveil.attack.networks import Inputs, standardised
 from splitveil.attack.view import Guess, View
 
 
@@ -15,7 +16,7 @@ class NearestNeighbours:
     """Votes of the nearest messages in Euclidean distance, standardised; nothing in it is drawn for narrow messages.
 
     The number of neighbours, their weighting, the number of principal components, and the share of the prior that is
-    mixed in are chosen on validation.
+    mixed in are chosen on validation; of digits also whether their distance or only their difference counts.
 
     Attributes:
         name: for tables.
@@ -31,11 +32,9 @@ class NearestNeighbours:
 
     def fit(self, train: View, secret: Tensor, val: View, val_secret: Tensor, *, n_values: int, seed: int) -> Guess:
         """See `Attack.fit`."""
-        scaled, prior = standardised(View.vectors, train), prior_of(secret, n_values)
-        width = scaled(train).shape[1]
+        prior = prior_of(secret, n_values)
         found = []
-        for count in self.components[: 1 + sum(count < width for count in self.components)]:
-            inputs = leading(scaled, train, count, seed)
+        for inputs in self._readings(train, seed):
             x, val_x = inputs(train).numpy(), inputs(val).numpy()
             for k in (k for k in self.neighbours if k <= len(x)):
                 for weighting in self.weightings:
@@ -48,3 +47,11 @@ class NearestNeighbours:
         return lambda view: mixed(
             spread(best.predict_proba(inputs(view).numpy()), best.classes_, n_values), prior, weight
         )
+
+    def _readings(self, train: View, seed: int) -> Iterator[Inputs]:
+        """What distances are taken of: digits as names, and as numbers; by their number of components, rising."""
+        for reading in (View.vectors,) if train.levels is None else (View.vectors, View.numbers):
+            scaled = standardised(reading, train)
+            width = scaled(train).shape[1]
+            for count in self.components[: 1 + sum(count < width for count in self.components)]:
+                yield leading(scaled, train, count, seed)

@@ -136,13 +136,7 @@ def _maps_or_vectors(view: View) -> Tensor:
 
 def _maps(view: View) -> Tensor:
     """The decoded feature or the maps that were sent, and the length as one more channel: (N, C + 1, H, W)."""
-    veil = view.public.veil
-    assert veil is not None
-    device = view.public.split.device
-    maps = view.sent
-    if veil.message.carries == "feature":
-        with torch.no_grad():
-            maps = torch.cat([veil.decode(rows.to(device)).cpu() for rows in torch.split(view.sent, 512)])
+    maps = view.decoded()
     length = view.length.to(maps)[:, None, None, None].expand(-1, 1, *maps.shape[2:])
     return torch.cat([maps, length], dim=1)
 

@@ -37,7 +37,7 @@ class GradientBoosting:
 
     def fit(self, train: View, secret: Tensor, val: View, val_secret: Tensor, *, n_values: int, seed: int) -> Guess:
         """See `Attack.fit`."""
-        inputs = leading(standardised(View.vectors, train), train, self.components, seed)
+        inputs = leading(standardised(View.numbers, train), train, self.components, seed)
         x, val_x, prior = inputs(train).numpy(), inputs(val).numpy(), prior_of(secret, n_values)
         rounds = min(self.rounds, max(self.least_rounds, self.trees // n_values))
         found = []

@@ -6,9 +6,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from splitveil.message import Obfuscator
 from splitveil.split import SplitModel
+
+COLUMNS = 1024
+"""Values of all digits together, up to which each has a column in `View.vectors`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +53,41 @@ class View:
         """The frames' lengths as a share of the longest possible one, (N,)."""
         return self.kept / max(self.sent.shape[1], 1)
 
+    @property
+    def levels(self) -> tuple[int, ...] | None:
+        """Of digits, how many values each takes; None where real numbers are read, whatever the obfuscator sends."""
+        veil = self.public.veil
+        return None if veil is None or self.sent.is_floating_point() else veil.message.levels
+
+    def numbers(self) -> Tensor:
+        """Everything sent, digits as plain numbers, as one row per message, the length last: (N, elements + 1)."""
+        sent = self._real()
+        return torch.cat([sent.flatten(1), self.length[:, None].to(sent)], dim=1)
+
     def vectors(self) -> Tensor:
-        """Everything sent, as one row per message, the length last: (N, elements + 1)."""
-        return torch.cat([self.sent.flatten(1), self.length[:, None].to(self.sent)], dim=1)
+        """`numbers`, and beside digits what weighted sums can read: (N, elements + 1 + columns).
+
+        A digit may be a name and no quantity, so each of its values has a column of zeros and ones; where these were
+        more than `COLUMNS`, the decoded feature takes their place.
+        """
+        numbers = self.numbers()
+        if self.levels is None:
+            return numbers
+        if sum(self.levels) > COLUMNS:
+            return torch.cat([numbers, self.decoded().flatten(1)], dim=1)
+        columns = [one_hot(digit, level) for digit, level in zip(self.sent.T, self.levels, strict=True)]
+        return torch.cat([numbers, *(each.to(numbers) for each in columns)], dim=1)
+
+    @torch.no_grad()
+    def decoded(self) -> Tensor:
+        """Features (N, *feature) that the messages decode to; what was sent where there is no such feature."""
+        veil, device = self.public.veil, self.public.split.device
+        if veil is None or veil.message.carries != "feature":
+            return self._real()
+        return torch.cat([veil.decode(rows.to(device)).cpu() for rows in torch.split(self.sent, 512)])
+
+    def _real(self) -> Tensor:
+        return self.sent if self.sent.is_floating_point() else self.sent.float()
 
 
 Guess = Callable[[View], Tensor]

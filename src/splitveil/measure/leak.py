@@ -100,7 +100,7 @@ def leakage(
         veil: what obfuscates at the cut.
         data: with the hidden attribute.
         hidden: the attribute to guess.
-        attacks: the suite.
+        attacks: the suite; finite messages meet those of `splitveil.attack.FINITE`, too.
         seed: of the attacks.
         references: from `reference_lines` with the same arguments; computed here where not given.
         several: also score groups of so many messages of one subject, where the attribute is the subject.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from splitveil.attack import Attack, Guess, Job, View, fit_all
+from splitveil.attack import FINITE, Attack, Guess, Job, View, fit_all
 from splitveil.data import Dataset
 from splitveil.errors import AttackError
 from splitveil.measure.scores import AttackScore, score
@@ -83,6 +83,8 @@ def best_attacks(
 ) -> list[AttackScore]:
     """`best_attack` for many questions; attacks that can are trained on all of them together.
 
+    Finite messages meet those of `splitveil.attack.FINITE`, too.
+
     Raises:
         AttackError: no attack was given, or one gave log-probabilities that are not finite.
     """
@@ -91,16 +93,17 @@ def best_attacks(
     jobs = [question.job for question in questions]
     chosen: list[tuple[str, Guess] | None] = [None] * len(jobs)
     validation: list[dict[str, float]] = [{} for _ in jobs]
-    for index, attack in enumerate(attacks):
+    mounted = _mounted(attacks, jobs)
+    for index, (attack, places) in enumerate(mounted):
         if progress:
-            progress(index, len(attacks), f"{attack.name} on the {what}")
-        for place, (job, guess) in enumerate(zip(jobs, fit_all(attack, jobs), strict=True)):
-            found, best = validation[place], chosen[place]
+            progress(index, len(mounted), f"{attack.name} on the {what}")
+        for place, guess in zip(places, fit_all(attack, [jobs[place] for place in places]), strict=True):
+            job, found, best = jobs[place], validation[place], chosen[place]
             found[attack.name] = float((guess(job.val).argmax(1) == job.val_secret).float().mean())
             if best is None or found[attack.name] > found[best[0]]:
                 chosen[place] = (attack.name, guess)
     if progress:
-        progress(len(attacks), len(attacks), f"attacks on the {what}")
+        progress(len(mounted), len(mounted), f"attacks on the {what}")
     return [
         score(
             *best, question.views["test"], question.secrets["test"], validation=found,
@@ -109,3 +112,11 @@ def best_attacks(
         for question, best, found in zip(questions, chosen, validation, strict=True)
         if best is not None
     ]  # fmt: skip
+
+
+def _mounted(attacks: Sequence[Attack], jobs: Sequence[Job]) -> list[tuple[Attack, Sequence[int]]]:
+    """Each attack with the jobs it is fitted to: those given with all, those of `FINITE` with finite messages."""
+    finite = [place for place, job in enumerate(jobs) if job.train.levels is not None]
+    named = {attack.name for attack in attacks}
+    more = [attack for attack in FINITE if finite and attack.name not in named]
+    return [*((attack, range(len(jobs))) for attack in attacks), *((attack, finite) for attack in more)]
