@@ -17,6 +17,7 @@ from splitveil import cli, measure
 from splitveil.attack import Attack, Guess
 from splitveil.cli.output import print_table, progress_bar
 from splitveil.errors import RunError
+from splitveil.obfuscate import Codebook
 from splitveil.profiling import measure_profile
 from splitveil.runs import Run, train_run
 from splitveil.tensors import write_tensors
@@ -197,6 +198,23 @@ def test_attack_gives_every_number_with_its_interval(
     assert row["raw"]["value"] > row["prior"]["value"]
 
 
+def test_attack_fits_an_obfuscator_to_the_training_part(
+    splitveil: Splitveil, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount(monkeypatch, Shrug())
+    monkeypatch.setitem(Codebook.fit.__func__.__kwdefaults__, "epochs", 1)  # type: ignore[attr-defined]
+    codebook = ("--split", 6, "--method", "codebook", "--messages", 4)
+    code, out, err = splitveil("attack", run, *codebook, "--json")
+    assert code == 0, err
+    assert "attacks on the messages" in err
+    result = json.loads(out)
+    assert (result["method"], result["message_shape"], result["operator"]) == ("codebook", [1], "no operator")
+    assert 2 <= result["messages"] <= 4
+    assert result["hidden"]["digit"]["message_bytes"] == 17
+    code, out, err = splitveil("attack", run, "--split", 5, "--method", "server-aware", "--m", 2, "--json", "--quiet")
+    assert (code, json.loads(out)["message_shape"], json.loads(out)["messages"]) == (0, [2], None)
+
+
 def test_attack_speaks_to_people_too(splitveil: Splitveil, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mount(monkeypatch, Shrug())
     arguments = ("--split", "layer6", "--method", "bounded", "--epsilon", 0.3, "--relative", "--quiet")
@@ -248,7 +266,7 @@ def test_a_profile_is_made_and_chosen_from(
     assert "proven at 95 % confidence to drop at most 5 points" in " ".join(out.split())
     assert "measured │ accuracy " in " ".join(out.split())
     assert err.splitlines()[-1] == (
-        f"note: to serve it: splitveil export RUN --out FOLDER --split {choice['cut']} --m {choice['m']} "
+        f"note: to serve it: splitveil export RUN --out FOLDER --split {choice['cut']} --method top --m {choice['m']} "
         "--operator dense --coding int8 --max-drop 5 --confidence 0.95"
     )
     code, out, err = splitveil(*wishes, "--coding", "int4", "--json")
@@ -410,6 +428,14 @@ def test_a_mistake_is_one_sentence(
         ((*ATTACK, "--method", "free", "--relative"), "--relative"),
         ((*ATTACK, "--m", 3, "--epsilon", 1), "--epsilon"),
         ((*ATTACK, "--m", 3, "--operator", "magic"), "--operator"),
+        ((*ATTACK, "--m", 3, "--messages", 4), "--messages"),
+        ((*ATTACK, "--method", "distilled"), "--m"),
+        ((*ATTACK, "--method", "quantised", "--m", 3), "--messages"),
+        ((*ATTACK, "--method", "codebook", "--messages", 1), "--messages"),
+        ((*ATTACK, "--method", "distilled", "--m", 3, "--operator", "dense"), "--operator"),
+        (("profile", "RUN", "--m", 3), "--method"),
+        (("profile", "RUN", "--method", "distilled", "--m", 3), "--split"),
+        (("export", "RUN", "--out", "b", "--m", 3), "--split"),
     ],
 )
 def test_a_call_that_makes_no_sense_is_named_with_its_option(

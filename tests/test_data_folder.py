@@ -174,9 +174,9 @@ def decodings(monkeypatch):
     """How many pictures have been decoded, as the length of a list."""
     done, real = [], images.read_picture
 
-    def counting(folder, what, size):
+    def counting(folder, what, size, *, channels):
         done.append(what.file)
-        return real(folder, what, size)
+        return real(folder, what, size, channels=channels)
 
     monkeypatch.setattr(images, "read_picture", counting)
     return done

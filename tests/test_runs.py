@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import splitveil as sv
-from splitveil import files, runs
+from splitveil import files
 from splitveil import tensors as tensor_files
 from splitveil.errors import RunError
 from splitveil.runs import MANIFEST, WEIGHTS, Run, train_run
@@ -125,8 +125,8 @@ def edited(**changes: Any) -> Callable[[str], str]:
         (lambda _: "{}", r"is not a run of this version of splitveil \(model: Field required\)"),
         (edited(extra=1), r"\(extra: "),
         (edited(schema_version=2), r"\(schema_version: "),
-        (edited(model={"name": "os.system", "input_shape": [1, 8, 8], "n_classes": 2}), r"\(model.name: "),
-        (edited(model={"name": "Table1Net", "input_shape": [1, 8], "n_classes": 2}), r"\(model.input_shape"),
+        (edited(model={"name": "os.system", "input_shape": [1, 8, 8], "n_classes": 2}), r"\(model: .*'os.system'"),
+        (edited(model={"name": "Table1Net", "input_shape": [1, 8], "n_classes": 2}), r"\(model.Table1Net.input_shape"),
     ],
 )
 def test_a_damaged_manifest_is_a_run_error(folder: Path, damage: Callable[[str], str], sentence: str) -> None:
@@ -169,7 +169,7 @@ def test_data_that_has_changed_since_is_refused(folder: Path, monkeypatch: pytes
         asked.append((name, options))
         return arrays(len(asked) - 1)
 
-    monkeypatch.setattr(runs, "load_data", load)
+    monkeypatch.setattr("splitveil.runs.run.load_data", load)
     assert Run(folder).data("root").digest == arrays().digest
     assert asked == [("here", {"root": "root", "progress": None, "size": [8, 8]})]
     with pytest.raises(RunError, match="'here' has changed since"):

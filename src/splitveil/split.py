@@ -1,6 +1,7 @@
 """A model cut in two at one tensor: the client's half, the server's half, and the server's first linear map."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, fx, nn
@@ -9,6 +10,7 @@ from splitveil.errors import NoLinearLayerError, ShapeError, SplitError
 from splitveil.message import Obfuscator
 
 LinearLayer = nn.Linear | nn.Conv2d
+_ATEN = torch.ops.aten  # the operations that models from torch.export consist of
 
 
 class SplitModel:
@@ -19,7 +21,7 @@ class SplitModel:
     Both halves share their parameters with ``model``, so later training shows in them.
 
     Args:
-        model: any module with one tensor in and one tensor out that ``torch.fx`` can trace.
+        model: any module with one tensor in and one tensor out that ``torch.fx`` can trace, or `load_exported` gave.
         at: the paper's number of a cut (1 to 6 for `Table1Net`; layer i's *input* crosses), or a module's name.
 
     Raises:
@@ -108,8 +110,8 @@ def layer_name(model: nn.Module, at: int | str) -> str:
     Raises:
         SplitError: the number or the name does not exist; the message lists what does.
     """
-    names = [name for name, _ in model.named_modules() if name]
-    if isinstance(at, str) and at in names:
+    names = _module_names(model)
+    if isinstance(at, str) and (at in names or at in _operation_names(model)):
         return at
     if isinstance(at, str) and not at.isdecimal():
         raise SplitError(f"the model has no module {at!r}; choose one of: {', '.join(names)}")
@@ -121,9 +123,29 @@ def layer_name(model: nn.Module, at: int | str) -> str:
     return str(points[int(at) - 1])
 
 
+def _module_names(model: nn.Module) -> list[str]:
+    names = [name for name, _ in model.named_modules() if name]
+    if isinstance(model, fx.GraphModule):
+        # Modules without parameters are no more than a note on what was traced.
+        traced = [path for node in model.graph.nodes for path in _module_paths(node)]
+        names = list(dict.fromkeys([*traced, *names]))
+    return names
+
+
+def _module_paths(node: fx.Node) -> list[str]:
+    """The modules, from the outermost in, that a node was traced in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [path for path, _ in stack.values() if path and not path.startswith("_empty_nn_module_stack")]
+
+
+def _operation_names(model: nn.Module) -> list[str]:
+    return [node.name for node in model.graph.nodes] if isinstance(model, fx.GraphModule) else []
+
+
 def _trace(model: nn.Module) -> fx.Graph:
     try:
-        graph = fx.Tracer().trace(model)
+        # What is a graph already is taken as it is, since tracing it again would lose the modules' names.
+        graph = deepcopy(model.graph) if isinstance(model, fx.GraphModule) else fx.Tracer().trace(model)
     except Exception as error:  # torch.fx raises whatever the traced code does
         raise SplitError(
             f"torch.fx cannot trace {type(model).__name__} ({error}); "
@@ -141,7 +163,7 @@ def _trace(model: nn.Module) -> fx.Graph:
 
 def _cut_node(graph: fx.Graph, name: str) -> fx.Node:
     """The one tensor that enters the module ``name``."""
-    inside = [node for node in graph.nodes if _is_within(node, name)]
+    inside = [node for node in graph.nodes if _is_within(node, name)] or [n for n in graph.nodes if n.name == name]
     if not inside:
         raise SplitError(f"the model never calls {name!r}, so nothing can be cut there")
     if len([node for node in inside if node.op == "call_module" and node.target == name]) > 1:
@@ -159,10 +181,7 @@ def _cut_node(graph: fx.Graph, name: str) -> fx.Node:
 
 
 def _is_within(node: fx.Node, name: str) -> bool:
-    if node.op == "call_module" and str(node.target) == name:
-        return True
-    stack = node.meta.get("nn_module_stack") or {}
-    return any(path == name for path, _ in stack.values())
+    return name in _module_paths(node) or (node.op == "call_module" and str(node.target) == name)
 
 
 def _require_one_crossing(graph: fx.Graph, cut: fx.Node, below: set[fx.Node], at: int | str) -> None:
@@ -232,18 +251,18 @@ def _is_transparent(node: fx.Node, module: nn.Module | None) -> bool:
     if module is not None:
         is_flatten = isinstance(module, nn.Flatten) and module.start_dim == 1 and module.end_dim == -1
         return is_flatten or isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d)
-    if node.target in (torch.flatten, "flatten"):
+    if node.target in (torch.flatten, "flatten", _ATEN.flatten.using_ints):
         arguments = [*node.args[1:], *node.kwargs.values()]
         return arguments == [1] or arguments == [1, -1]
-    if node.target in ("view", "reshape", torch.reshape):
+    if node.target in ("view", "reshape", torch.reshape, _ATEN.view.default, _ATEN.reshape.default):
         shape = node.args[1:] if len(node.args) > 2 else node.args[-1]
         return isinstance(shape, tuple | list) and len(shape) == 2 and bool(shape[1] == -1)
-    return bool(node.target in (nn.functional.dropout, "contiguous"))
+    return bool(node.target in (nn.functional.dropout, "contiguous", _ATEN.dropout.default))
 
 
 def _asks_shape(node: fx.Node) -> bool:
     """Whether a node reads a tensor's shape and none of its content."""
-    return node.target == "size" or (node.target is getattr and node.args[1] == "shape")
+    return node.target in ("size", _ATEN.sym_size.int) or (node.target is getattr and node.args[1] == "shape")
 
 
 def _add_bias(layer: LinearLayer, y: Tensor) -> Tensor:

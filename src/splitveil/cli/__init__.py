@@ -4,7 +4,22 @@ from typing import Annotated
 
 import typer
 
-from splitveil.cli import attack, choose, data, demo, deploy, export, infer, inspect, profile, reproduce, serve, train
+from splitveil.cli import (
+    attack,
+    budget,
+    choose,
+    data,
+    demo,
+    deploy,
+    export,
+    infer,
+    inspect,
+    obfuscate,
+    profile,
+    reproduce,
+    serve,
+    train,
+)
 from splitveil.cli.output import fail
 from splitveil.errors import SplitveilError
 from splitveil.extras import explain_missing
@@ -21,12 +36,14 @@ app.command("demo")(demo.demo)
 app.command("data")(data.data)
 app.command("inspect")(inspect.inspect)
 app.command("train")(train.train)
+app.command("obfuscate")(obfuscate.obfuscate)
 app.command("profile")(profile.profile)
 app.command("choose")(choose.choose)
 app.command("reproduce")(reproduce.reproduce)
 app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("infer")(infer.infer)
+app.command("budget")(budget.budget)
 app.add_typer(deploy.app, name="deploy")
 app.command("attack")(attack.attack)
 

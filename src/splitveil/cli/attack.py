@@ -1,28 +1,39 @@
 """``splitveil attack``: what an adversary learns from a run's messages."""
 
 import warnings
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, RunFolder
+from splitveil.cli.fitted import check_options
+from splitveil.cli.methods import FITTED, Attacked, Messages, check_method
+from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, RunFolder, Trust
 from splitveil.cli.output import note, print_json, print_table, progress_bar
 
-Method = Literal["none", "free", "top", "bounded"]
 _LINES = ("prior", "label", "logits", "attack", "raw")
 _SHARES = ("excess", "excess_over_label", "advantage", "balanced", "auc", "target", "undefended")
 
 
 def attack(
     run: RunFolder,
-    split: Annotated[str, typer.Option("--split", help="A cut's number, or a module's name.")],
-    method: Annotated[Method, typer.Option("--method", help="The obfuscator.")] = "top",
-    m: Annotated[int | None, typer.Option("--m", min=0, help="Components kept (method top).")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="A cut's number, or a module's name; a run's obfuscator has its own.")
+    ] = None,
+    method: Annotated[
+        Attacked | None, typer.Option("--method", help="The obfuscator; top, or the run's own, if not given.")
+    ] = None,
+    m: Annotated[
+        int | None, typer.Option("--m", min=0, help="Components kept (all but none, free, bounded and codebook).")
+    ] = None,
+    messages: Messages = None,
     epsilon: Annotated[float | None, typer.Option("--epsilon", help="Distortion allowed (method bounded).")] = None,
     relative: Annotated[bool, typer.Option("--relative", help="Epsilon as a share of each ‖Wz‖.")] = False,
-    operator: Annotated[Operator, typer.Option("--operator", help="Of convolutions.")] = "dense",
+    operator: Annotated[
+        Operator | None, typer.Option("--operator", help="Of convolutions; dense if not given.")
+    ] = None,
     hidden: Annotated[str | None, typer.Option("--hidden", help="The attribute to guess; all where not given.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the attacks.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of attacks and fits.")] = 0,
+    trust: Trust = False,
     data_root: DataRoot = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -34,8 +45,17 @@ def attack(
     from splitveil.runs import Run
     from splitveil.split import SplitModel
 
-    _check_options(method, m, epsilon, relative)
-    opened = Run(run)
+    opened = Run(run, trust=trust)
+    check_options(opened, {
+        "--split": split, "--method": method, "--m": m, "--messages": messages, "--epsilon": epsilon,
+        "--relative": relative, "--operator": operator,
+    })  # fmt: skip
+    if opened.fitted is not None:
+        split, kind, m = opened.fitted.cut, opened.fitted.method, opened.fitted.m
+    else:
+        kind = method or "top"
+        _check_options(split, kind, relative, operator)
+        check_method(kind, m=m, messages=messages, epsilon=epsilon)
     with progress_bar(quiet) as progress:
         data = opened.data(data_root, progress)
         names = [hidden] if hidden else list(data.hidden_classes)
@@ -44,16 +64,22 @@ def attack(
                 f"{data.name} has no hidden attribute, so there is nothing to guess; for a "
                 "folder, train with --option hidden_csv=FILE"
             )
-        cut = SplitModel(opened.model(), at=split)
+        cut = SplitModel(opened.model(), at=str(split))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", PrivacyWarning)
-            veil = _veil(cut, data.train.images(slice(0, 1)), method, m, epsilon, relative, operator)
+            if opened.fitted is not None:
+                veil = opened.obfuscator()
+            elif kind in FITTED:
+                veil = _fitted(cut, data, kind, m, messages, seed, progress)
+            else:
+                veil = _veil(cut, data.train.images(slice(0, 1)), kind, m, epsilon, relative, operator)
         found = {name: leakage(cut, veil, data, hidden=name, seed=seed, progress=progress) for name in names}
     for warning in caught:
         note(str(warning.message))
     result: dict[str, Any] = {
-        "run": str(run), "data": data.name, "split": split, "method": method, "m": m, "epsilon": epsilon,
+        "run": str(run), "data": data.name, "split": split, "method": kind, "m": m, "epsilon": epsilon,
         "relative": relative, "operator": _operator(veil), "seed": seed, "message_shape": list(veil.message.shape),
+        "messages": veil.message.distinct,
         "hidden": {name: leak.as_row() for name, leak in found.items()},
     }  # fmt: skip
     if as_json:
@@ -62,23 +88,29 @@ def attack(
     for name, leak in result["hidden"].items():
         rows = [[key, _percent(leak[key])] for key in (*_LINES, *_SHARES)]
         rows += [["bits", f"{leak['bits']['value']:.3f}"], ["strongest attack", leak["best"]]]
-        title = f"{data.name}, cut {split}, {method} ({_operator(veil)}): {name} from {leak['message_bytes']:.0f} bytes"
+        title = f"{data.name}, cut {split}, {kind} ({_operator(veil)}): {name} from {leak['message_bytes']:.0f} bytes"
         print_table(title, ["what", "value [95 % interval]"], rows)
 
 
-def _check_options(method: Method, m: int | None, epsilon: float | None, relative: bool) -> None:
-    """Each option belongs to one method and is refused elsewhere."""
-    for name, given, owner in (("--m", m is not None, "top"), ("--epsilon", epsilon is not None, "bounded")):
-        if given and method != owner:
-            raise typer.BadParameter(f"--method {method} takes no {name}; it belongs to --method {owner}")
-        if not given and method == owner:
-            raise typer.BadParameter(f"--method {method} needs {name}")
+def _check_options(split: str | None, method: Attacked, relative: bool, operator: Operator | None) -> None:
+    """Options that belong to some methods and are refused elsewhere, beside those of `check_method`."""
+    if split is None:
+        raise typer.BadParameter("the run has no obfuscator of its own; say where to cut: --split")
     if relative and method != "bounded":
-        raise typer.BadParameter(f"--method {method} takes no --relative; it belongs to --method bounded")
+        raise typer.BadParameter(f"--method {method} takes no --relative; it belongs to bounded")
+    if operator is not None and method in FITTED:
+        raise typer.BadParameter(f"--method {method} takes no --operator; it belongs to top, free and bounded")
+
+
+def _fitted(cut: Any, data: Any, method: Any, m: int | None, messages: int | None, seed: int, progress: Any) -> Any:
+    """An obfuscator that is fitted to the training part, whose labels are not read."""
+    from splitveil.obfuscate import fit_obfuscator
+
+    return fit_obfuscator(method, cut, data.train, m=m, messages=messages, seed=seed, progress=progress)
 
 
 def _veil(
-    cut: Any, x: Any, method: Method, m: int | None, epsilon: float | None, relative: bool, operator: Operator
+    cut: Any, x: Any, method: str, m: int | None, epsilon: float | None, relative: bool, given: Operator | None
 ) -> Any:
     """The obfuscator that the options ask for."""
     import torch
@@ -88,6 +120,7 @@ def _veil(
 
     with torch.no_grad():
         shape = tuple(cut.client(x).shape[1:])
+    operator: Operator = given or "dense"
     if method == "none":
         return Identity(shape)
     if method == "top":

@@ -3,14 +3,15 @@
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from splitveil.cli.options import AsJson, Quiet
 from splitveil.cli.output import note, print_json, print_table
-from splitveil.codec import Coding
+from splitveil.codec import FrameCoding
 
+Method = Literal["top", "free", "covariance-aware", "server-aware", "distilled", "quantised", "codebook"]
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -39,11 +40,12 @@ def choose(
         typer.Option("--max-bytes", parser=_count, metavar="COUNT", help="Bytes per query, such as 300 or 2k."),
     ] = None,
     cut: Annotated[str | None, typer.Option("--split", help="A cut's number or name; any where not given.")] = None,
+    method: Annotated[
+        Method | None, typer.Option("--method", help="The obfuscator, top with free; all of the profile if not given.")
+    ] = None,
     coding: Annotated[
-        Coding | None,
-        typer.Option(
-            "--coding", help="Of the coefficients; int8 if not given, or float32 where int8 was not measured."
-        ),
+        FrameCoding | None,
+        typer.Option("--coding", help="Of the messages; int8 if not given, or float32 where int8 was not measured."),
     ] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="Of the proof that the drop is not larger.")] = 0.95,
     as_json: AsJson = False,
@@ -58,9 +60,11 @@ def choose(
     profile = profile / "profile.json" if profile.is_dir() else profile
     read = read_profile(profile)
     check_weights(read, profile.parent)
-    wishes = {"max_edge_macs": max_edge_macs, "max_drop": max_drop, "max_bytes": max_bytes}
     try:
-        choice = pick(read, **wishes, cut=cut, coding=coding, confidence=confidence)
+        choice = pick(
+            read, max_edge_macs=max_edge_macs, max_drop=max_drop, max_bytes=max_bytes, cut=cut, method=method,
+            coding=coding, confidence=confidence,
+        )  # fmt: skip
     except NoChoiceError as error:
         if as_json:
             print_json({"profile": str(profile), "choice": None, "reason": str(error), "nearest": error.nearest})
@@ -73,13 +77,23 @@ def choose(
         "cut", "layer", "operator", "method", "m", "coding", "message_shape", "bytes_most", "raw_bytes", "edge_macs",
     )  # fmt: skip
     facts = [[name.replace("_", " "), found[name]] for name in shown]
+    if choice.row.bits is not None:
+        facts.append(["messages", f"{choice.row.messages}, at most {choice.row.bits:.4g} bits each"])
     facts += [["measured", _measured(choice.row)], ["proven from", f"{choice.by}, against the {choice.reference}"]]
     print_table(choice.sentence, ["fact", "value"], facts)
-    row = choice.row
-    place, messages = f"--split {row.cut or row.layer}", f"--m {row.m} --operator {row.operator}"
-    if row.method == "top":
-        note(f"what it still tells: splitveil attack RUN {place} --method top {messages}")
     proof = "" if max_drop is None else f" --max-drop {max_drop:g} --confidence {confidence:g}"
+    _print_next(choice.row, proof)
+
+
+def _print_next(row: Any, proof: str) -> None:
+    """The commands that go on from a choice; an obfuscator that was fitted lies in a run of its own."""
+    if row.obfuscator is not None:
+        kept = "" if row.messages is not None else f" --m {row.m} --coding {row.coding}"
+        note(f"to serve it, with RUN of 'splitveil obfuscate': splitveil export RUN --out FOLDER{kept}{proof}")
+        return
+    place, messages = f"--split {row.cut or row.layer} --method top", f"--m {row.m} --operator {row.operator}"
+    if row.method == "top":
+        note(f"what it still tells: splitveil attack RUN {place} {messages}")
     note(f"to serve it: splitveil export RUN --out FOLDER {place} {messages} --coding {row.coding}{proof}")
 
 

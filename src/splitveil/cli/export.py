@@ -1,11 +1,14 @@
 """``splitveil export``: an edge bundle and a server bundle from a run."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, RunFolder
+from splitveil.cli.fitted import check_options
+from splitveil.cli.methods import Messages, Sent, check_method
+from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, RunFolder, Trust
 from splitveil.cli.output import note, print_json, print_table, progress_bar
 from splitveil.codec import Coding
 
@@ -13,15 +16,26 @@ from splitveil.codec import Coding
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Option("--out", help="Folder for the two bundles, edge and server.")],
-    cut: Annotated[str, typer.Option("--split", help="A cut's number, or a module's name.")],
+    cut: Annotated[
+        str | None, typer.Option("--split", help="A cut's number, or a module's name; a run's obfuscator has its own.")
+    ] = None,
     m: Annotated[
         int | None,
-        typer.Option("--m", min=1, help="Components at most; all that the server sees (distortion-free) if not given."),
+        typer.Option("--m", min=1, help="Components at most; all of a run's own obfuscator if not given."),
     ] = None,
-    operator: Annotated[Operator, typer.Option("--operator", help="Of convolutions.")] = "patch",
+    method: Annotated[
+        Sent | None,
+        typer.Option(
+            "--method", help="The obfuscator, fitted to the training part; distilled, or the run's own, if not given."
+        ),
+    ] = None,
+    messages: Messages = None,
+    operator: Annotated[
+        Operator | None, typer.Option("--operator", help="Of convolutions; patch if not given (top and free).")
+    ] = None,
     coding: Annotated[
-        Coding, typer.Option("--coding", help="Of coefficients, unless a client says otherwise.")
-    ] = "int8",
+        Coding | None, typer.Option("--coding", help="Of coefficients, unless a client says otherwise; else int8.")
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option("--max-drop", help="Points that may be lost: clients then send the fewest components proven to."),
@@ -34,6 +48,7 @@ def export(
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="PEM file of an Ed25519 private key to sign with.")
     ] = None,
+    trust: Trust = False,
     data_root: DataRoot = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -44,33 +59,60 @@ def export(
     from splitveil.profile import read_profile
     from splitveil.runs import Run
 
-    opened = Run(run)
+    opened = Run(run, trust=trust)
+    check_options(opened, {"--split": cut, "--method": method, "--messages": messages, "--operator": operator})
     there = opened.folder / "profile.json"
     with progress_bar(quiet) as progress:
-        data = opened.data(data_root, progress)
+        data = opened.samples(data_root, progress)
         exported = write(
-            opened.model(), data, out, cut=cut, m=m, operator=operator, coding=coding, max_drop=max_drop,
-            confidence=confidence, profile=read_profile(there) if is_there(there) else None,
-            name=name or _plain(data.name), private_key=sign, progress=progress,
+            opened.model(), data, out, **_sent(opened, cut, method, m, messages, operator), coding=coding,
+            max_drop=max_drop, confidence=confidence, profile=read_profile(there) if is_there(there) else None,
+            name=name or _name(opened, data), private_key=sign, progress=progress,
         )  # fmt: skip
     policy = exported.edge.policy
     facts = {
         "edge": str(exported.folder / "edge"), "server": str(exported.folder / "server"), "name": exported.edge.name,
         "identity": exported.edge.identity, "cut": exported.edge.cut, "layer": exported.edge.layer,
-        "operator": exported.edge.operator, "components": exported.edge.messages.components,
+        "operator": exported.edge.operator, "method": exported.edge.method,
+        "components": exported.edge.messages.components, "messages": exported.edge.messages.distinct,
         "policy": policy.model_dump(mode="json"), "frame_bytes": exported.frame_bytes,
         "edge_bytes": exported.edge_bytes, "server_bytes": exported.server_bytes, "signed": sign is not None,
     }  # fmt: skip
     if as_json:
         print_json(facts)
         return
-    facts["policy"] = f"m'={policy.m} as {policy.coding}" + (
+    kept = exported.edge.messages.distinct
+    sent = f"m'={policy.m} as {policy.coding}" if kept is None else _certified(kept)
+    facts["policy"] = sent + (
         f", proven to drop at most {policy.proven_drop:g} points" if policy.proven_drop is not None else ""
     )
     print_table(f"exported {run}", ["fact", "value"], [[key.replace("_", " "), facts[key]] for key in facts])
     note(f"serve it: splitveil serve {exported.folder / 'server'}")
 
 
-def _plain(name: str) -> str:
-    """A data set's name as a model's: folder:PATH may hold what a URL does not take."""
-    return "folder" if name.startswith("folder:") else name
+def _certified(messages: int) -> str:
+    from splitveil.certificate import Certificate
+
+    return f"certified: one of {messages} different messages, at most {Certificate(messages).bits:.4g} bits"
+
+
+def _sent(
+    opened: Any, cut: str | None, method: Sent | None, m: int | None, messages: int | None, operator: Operator | None
+) -> dict[str, Any]:
+    """Where the model is cut and what is sent there: as the run has it, or as the options say."""
+    if opened.fitted is not None:
+        own = {"cut": opened.fitted.cut, "obfuscator": opened.obfuscator(), "classes": opened.manifest.classes}
+        return {**own, "m": m}
+    if cut is None:
+        raise typer.BadParameter(f"{opened.folder} has no obfuscator of its own; say where to cut: --split")
+    kind = method or "distilled"
+    check_method(kind, m=m, messages=messages)
+    return {"cut": cut, "method": kind, "m": m, "messages": messages, "operator": operator}
+
+
+def _name(opened: Any, data: Any) -> str:
+    """A data set's name as a model's, where it is one: folder:PATH may hold what a URL does not take."""
+    name = getattr(data, "name", None)
+    if name is None:
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", opened.folder.resolve().name).strip("-.")[:100] or "splitveil"
+    return "folder" if name.startswith("folder:") else str(name)

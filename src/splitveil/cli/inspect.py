@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.options import AsJson, Operator, Quiet, RunFolder
+from splitveil.cli.options import AsJson, Operator, Quiet, RunFolder, Trust
 from splitveil.cli.output import print_json, print_table, progress_bar
 
 
@@ -13,16 +13,23 @@ def inspect(
     run: RunFolder,
     m: Annotated[int, typer.Option("--m", min=1, help="Components sent, at most, for the obfuscated size.")] = 8,
     operator: Annotated[Operator, typer.Option("--operator", help="Of convolutions.")] = "dense",
+    trust: Trust = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Cut points of a run's model: feature, rank, null space, edge cost, bytes per query."""
+    from splitveil.errors import ModelError
     from splitveil.obfuscate import PrivacyWarning
     from splitveil.runs import Run
 
-    opened = Run(run)
+    opened = Run(run, trust=trust)
     model, rows = opened.model(), []
     points = getattr(model, "cut_points", ())
+    if not points:
+        raise ModelError(
+            f"the model of {run} has no numbered cuts to list; 'splitveil profile {run}' measures the cut of its "
+            "obfuscator"
+        )
     with progress_bar(quiet) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", PrivacyWarning)
         for at, name in enumerate(points, start=1):

@@ -11,7 +11,12 @@ DataRoot = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that 'splitveil train' has written.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A folder that 'splitveil train' or 'splitveil obfuscate' has written.")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run the code of a run's model (pt2 or function) though it was made elsewhere.")
+]
 DataOptions = Annotated[
     list[str] | None,
     typer.Option(

@@ -6,14 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, RunFolder
+from splitveil.cli.fitted import check_options
+from splitveil.cli.methods import Fit, Messages, check_method
+from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, RunFolder, Trust
 from splitveil.cli.output import note, print_json, print_table, progress_bar
 
 _HEADS = (
     "cut",
     "operator",
     "method",
-    "m' or ε",
+    "m', ε or M",
     "coding",
     "bytes",
     "edge macs",
@@ -40,12 +42,20 @@ def profile(
     cut: Annotated[
         list[str] | None, typer.Option("--split", help="A cut's number or a module's name; may be given again.")
     ] = None,
-    operator: Annotated[Operator, typer.Option("--operator", help="Of convolutions.")] = "patch",
+    method: Annotated[
+        Fit | None,
+        typer.Option("--method", help="Fit this obfuscator to the training part and measure it, at one cut."),
+    ] = None,
+    m: Annotated[int | None, typer.Option("--m", min=1, help="Components of that obfuscator.")] = None,
+    messages: Messages = None,
+    operator: Annotated[
+        Operator | None, typer.Option("--operator", help="Of convolutions; patch if not given.")
+    ] = None,
     hidden: Annotated[
         list[str] | None,
         typer.Option("--hidden", help="Also measure what leaks of this attribute; takes minutes; may be given again."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the attacks.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of attacks and fits.")] = 0,
     device: Annotated[str, typer.Option("--device", help="Where to measure: cpu, cuda, …")] = "cpu",
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of profile.json and profile.svg; the run's own if not given.")
@@ -53,11 +63,12 @@ def profile(
     schema: Annotated[
         bool, typer.Option("--schema", callback=_print_schema, is_eager=True, help="Print the JSON schema and exit.")
     ] = False,
+    trust: Trust = False,
     data_root: DataRoot = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure every cut and m' on the validation part; writes RUN/profile.json and RUN/profile.svg."""
+    """Measure every cut and m', or a run's own obfuscator, on images that no fit has seen; writes RUN/profile.json."""
     from splitveil.figures import profile_figure, write_figure
     from splitveil.profile import write_profile
     from splitveil.profiling import measure_profile
@@ -65,13 +76,21 @@ def profile(
     from splitveil.train import available
 
     del schema  # the callback has acted on it
-    opened, where, folder = Run(run), available(device), out or run
-    _check_nothing_lost(folder / "profile.json", opened.model(), cut, hidden)
-    plain = None if reference is None else _same_data(opened, Run(reference)).model().to(where)
+    opened, where, folder = Run(run, trust=trust), available(device), out or run
+    check_options(opened, {
+        "--split": cut or None, "--method": method, "--m": m, "--messages": messages, "--operator": operator,
+    })  # fmt: skip
+    _check_fit(cut, method, m, messages, operator)
+    model, own = opened.model().to(where), _own(opened)
+    _check_nothing_lost(folder / "profile.json", model, own.get("cuts", cut), hidden)
+    plain = None if reference is None else _same_data(opened, Run(reference, trust=trust)).model().to(where)
     with progress_bar(quiet) as progress:
+        data = opened.samples(data_root, progress)
+        if method is not None:
+            own = _fitted(model, data, cut, method, m, messages, seed, progress)
         measured = measure_profile(
-            opened.model().to(where), opened.data(data_root, progress), cuts=cut or None, operator=operator,
-            hidden=hidden or (), reference=plain, seed=seed, progress=progress,
+            model, data, **(own or {"cuts": cut or None, "operator": operator or "patch"}), hidden=hidden or (),
+            reference=plain, seed=seed, progress=progress,
         )  # fmt: skip
     write_profile(folder / "profile.json", measured)
     write_figure(folder / "profile.svg", profile_figure(measured))
@@ -79,11 +98,44 @@ def profile(
         print_json(measured.model_dump(mode="json"))
         return
     against = "its own uncut model" if measured.reference.own else f"the model of {reference}"
-    title = f"profile of {run} on {measured.data.samples} validation images of {measured.data.name}; drop against "
+    images = f"validation images of {measured.data.name}" if measured.data.labelled else "images without labels"
+    title = f"profile of {run} on {measured.data.samples} {images}; drop against "
     print_table(title + against, _HEADS, [_cells(row) for row in measured.rows])
     if hidden:
         _print_leakage(measured.rows, hidden)
     note(f"written to {folder / 'profile.json'} and {folder / 'profile.svg'}")
+
+
+def _own(opened: Any) -> dict[str, Any]:
+    """The cut and the obfuscator of a run that has one."""
+    return {} if opened.fitted is None else {"cuts": [opened.fitted.cut], "obfuscator": opened.obfuscator()}
+
+
+def _check_fit(
+    cut: list[str] | None, method: Fit | None, m: int | None, messages: int | None, operator: Operator | None
+) -> None:
+    """Settings of a fit come with a method, and a method with one cut."""
+    if method is None:
+        if m is not None or messages is not None:
+            raise typer.BadParameter("--m and --messages belong to an obfuscator; name it with --method")
+        return
+    check_method(method, m=m, messages=messages)
+    if len(cut or ()) != 1:
+        raise typer.BadParameter(f"--method {method} is measured at one cut; name it: --split")
+    if operator is not None:
+        raise typer.BadParameter(f"--method {method} takes no --operator, which belongs to the grid without --method")
+
+
+def _fitted(
+    model: Any, data: Any, cut: Any, method: Fit, m: int | None, messages: int | None, seed: int, progress: Any
+) -> dict[str, Any]:
+    """An obfuscator that is fitted here to the training part, and its cut."""
+    from splitveil.obfuscate import fit_obfuscator
+    from splitveil.split import SplitModel
+
+    split = SplitModel(model, at=cut[0])
+    veil = fit_obfuscator(method, split, data.train, m=m, messages=messages, seed=seed, progress=progress)
+    return {"cuts": cut, "obfuscator": veil}
 
 
 def _check_nothing_lost(path: Path, model: Any, cuts: list[str] | None, hidden: list[str] | None) -> None:
@@ -121,7 +173,9 @@ def _same_data(opened: Any, plain: Any) -> Any:
 
 
 def _cells(row: Any) -> list[object]:
-    kept = f"ε={row.epsilon:g}" if row.m is None else row.m
+    kept: object = f"ε={row.epsilon:g}" if row.m is None else row.m
+    if row.messages is not None:
+        kept = f"M={row.messages}, {row.bits:.4g} bits"
     sent = f"{row.bytes_mean:.0f}" if row.fixed_length else f"{row.bytes_mean:.0f}, up to {row.bytes_most}"
     drop = "unknown" if row.drop is None else _interval(row.drop)
     accuracy = "unknown" if row.accuracy is None else f"{row.accuracy.value:.1%}"

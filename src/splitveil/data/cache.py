@@ -24,6 +24,7 @@ from torch import Tensor
 from splitveil.data.dataset import Dataset, Part
 from splitveil.data.source import Source
 from splitveil.data.splitting import PART_NAMES
+from splitveil.errors import RunError
 
 # Raise it whenever a loader would give other data for the same files.
 VERSION = 1
@@ -43,12 +44,12 @@ def cached(
     A damaged cache file is built again. A cache folder that cannot be written costs a warning, no more.
     """
     recipe = json.dumps([VERSION, source.name, options], sort_keys=True)
-    key = _content_key(source, folder, files, recipe)
+    key = content_key(source, folder, files, recipe)
     place = cache_folder() / f"{source.name}-{key[:32]}.safetensors"
     data = read(place)
     if data is None:
         data = build()
-        _try(lambda: write(place, data))
+        if_writable(lambda: write(place, data))
     return data
 
 
@@ -142,14 +143,14 @@ def _assemble(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Dataset:
     return Dataset(facts["name"], train, val, test, classes, hidden_classes, skipped, facts["mirror"])
 
 
-def _content_key(source: Source, folder: Path, files: Sequence[File], recipe: str) -> str:
+def content_key(source: Source, folder: Path, files: Sequence[File], recipe: str) -> str:
     """SHA-256 of the recipe and of every file's path and bytes; remembered by what the file system says."""
     seen = json.dumps([recipe, str(folder.resolve()), files])
     note = cache_folder() / f"{source.name}-{hashlib.sha256(seen.encode()).hexdigest()[:32]}.key"
     if remembered := _remembered(note):
         return remembered
     key = _hash_files(source, folder, files, recipe)
-    _try(lambda: _replace(note, lambda path: path.write_text(key, encoding="ascii")))
+    if_writable(lambda: _replace(note, lambda path: path.write_text(key, encoding="ascii")))
     return key
 
 
@@ -182,10 +183,11 @@ def _replace(place: Path, write_to: Callable[[Path], object]) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def _try(write_it: Callable[[], None]) -> None:
+def if_writable(write_it: Callable[[], None]) -> None:
+    """Write to the cache; where that fails there is a warning, and no more."""
     try:
         write_it()
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RunError) as error:
         warnings.warn(
             f"the cache folder {cache_folder()} cannot be written ({error}); set SPLITVEIL_CACHE",
             stacklevel=4,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,28 +33,31 @@ class Picture:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels (n, 3, H, W) of the pictures that could be read, their rows in the list, the others by name."""
+    """Pixels (n, C, H, W) of the pictures that could be read, their rows in the list, the others by name."""
 
     pixels: Pixels
     rows: NDArray[np.int64]
     skipped: tuple[str, ...]
 
 
-def decode(source: Source, folder: Path, pictures: Sequence[Picture], size: Size) -> Decoded:
-    """Decode all pictures to RGB and resize them, on all cores.
+def decode(
+    source: Source, folder: Path, pictures: Sequence[Picture], size: Size, *, channels: Literal[1, 3] = 3
+) -> Decoded:
+    """Decode all pictures to RGB or grey and resize them, on all cores.
 
     Args:
         source: Told about progress.
         folder: What the pictures' files are relative to.
         pictures: What to read.
         size: Height and width of the result.
+        channels: 3 (RGB) or 1 (grey).
     """
-    pixels = np.empty((len(pictures), 3, *size), np.uint8)
+    pixels = np.empty((len(pictures), channels, *size), np.uint8)
     problems: list[str | None] = [None] * len(pictures)
 
     def work(row: int) -> None:
         try:
-            pixels[row] = read_picture(folder, pictures[row], size)
+            pixels[row] = read_picture(folder, pictures[row], size, channels=channels)
         except _UNREADABLE as error:
             problems[row] = f"{pictures[row].file}: {_reason(error)}"
 
@@ -65,9 +69,9 @@ def decode(source: Source, folder: Path, pictures: Sequence[Picture], size: Size
     return Decoded(pixels[rows] if skipped else pixels, rows, skipped)
 
 
-def read_picture(folder: Path, picture: Picture, size: Size) -> Pixels:
-    """One picture as RGB, (3, H, W); see `read_photo`."""
-    return read_photo(folder / picture.file, size, crop=picture.crop)
+def read_picture(folder: Path, picture: Picture, size: Size, *, channels: Literal[1, 3] = 3) -> Pixels:
+    """One picture as RGB (3, H, W) or grey (1, H, W); see `read_photo`."""
+    return read_photo(folder / picture.file, size, crop=picture.crop, mode="RGB" if channels == 3 else "L")
 
 
 def check_skipped(source: Source, skipped: Sequence[str], total: int) -> None:

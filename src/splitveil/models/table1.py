@@ -1,4 +1,4 @@
-"""The paper's network (Table 1), and how a model is rebuilt from what a run recorded about it."""
+"""The network of the paper's Table 1."""
 
 import itertools
 from collections.abc import Sequence

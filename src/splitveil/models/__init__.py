@@ -1,0 +1,20 @@
+"""Models: the paper's network, and a user's own, from a file of torch.export or a function.
+
+Loading a user's own model runs code of its maker (docs/threat-model.md): only for files that the user names.
+"""
+
+from splitveil.models.exported import load_exported
+from splitveil.models.function import call_function, is_reference
+from splitveil.models.shapes import InputShape, answer_of, declared_shape, known_shape
+from splitveil.models.table1 import Table1Net
+
+__all__ = [
+    "InputShape",
+    "Table1Net",
+    "answer_of",
+    "call_function",
+    "declared_shape",
+    "is_reference",
+    "known_shape",
+    "load_exported",
+]
