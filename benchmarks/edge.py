@@ -196,7 +196,7 @@ def footprint() -> Row:
     data = Dataset.from_arrays(images, np.arange(200) % 2)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        export(Table1Net((3, 50, 50), 2).eval(), data, folder, cut=4, m=16, name="edge")
+        export(Table1Net((3, 50, 50), 2).eval(), data, folder, cut=4, method="top", m=16, name="edge")
         found = {}
         for name, program, more in (("edge", EDGE, [f"{folder}/edge"]), ("torch", TORCH, [])):
             runs = [

@@ -68,7 +68,7 @@ def bundles(folder: Path) -> Path:
     data = Dataset.from_arrays(random.integers(0, 256, (200, *SHAPE), np.uint8), np.arange(200) % CLASSES)
     torch.manual_seed(0)
     model = Table1Net(SHAPE, CLASSES).eval()
-    export(model, data, folder, cut=CUT, m=COMPONENTS, operator="dense", name=MODEL)
+    export(model, data, folder, cut=CUT, method="top", m=COMPONENTS, operator="dense", name=MODEL)
     return folder
 
 

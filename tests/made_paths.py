@@ -36,7 +36,7 @@ class Truth:
     def __init__(self, folder: Path, *, name: str = "pairs", cut: int = 4, m: int | None = None) -> None:
         self.lossless = m is None
         data, model = sv.load_data("digit-pairs"), made_model()
-        export(model, data, folder, cut=cut, m=m, name=name)
+        export(model, data, folder, cut=cut, method="free" if m is None else "top", m=m, name=name)
         self.edge, self.server = folder / "edge", folder / "server"
         self.images: np.ndarray[Any, Any] = data.test.images(slice(0, IMAGES)).numpy()
         self.encoder = EdgeEncoder(self.edge)

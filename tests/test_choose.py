@@ -138,6 +138,41 @@ def test_two_operators_at_one_cut_are_two_searches() -> None:
     assert sv.choose(both, max_drop=2).level == pytest.approx(0.05 / 2)
 
 
+def finite(at: int, messages: int, **changes: Any) -> dict[str, Any]:
+    """A row of one digit, of an obfuscator that was fitted."""
+    return row(
+        at, 1, **{"coding": "index", "messages": messages, "method": "codebook", "obfuscator": DIGEST, **changes}
+    )
+
+
+def test_finite_messages_are_chosen_with_their_bound() -> None:
+    choice = sv.choose(profile(finite(2, 8)), max_drop=2)
+    assert (choice.row.coding, choice.row.messages, choice.row.bits) == ("index", 8, 3.0)
+    assert choice.sentence.startswith("cut 2 with 8 different messages: ")
+    assert "17 bytes per query that can tell at most 3 bits, proven" in choice.sentence
+    assert (choice.as_row()["messages"], choice.as_row()["bits"]) == (8, 3.0)
+    assert sv.choose(profile(row(1, 4)), max_drop=2).as_row()["bits"] is None
+    both = profile(finite(2, 8), row(1, 4), row(1, 4, coding="int8"))
+    assert chosen(both, max_drop=2) == (1, 4)  # a coding is settled first, and int8 is there
+    assert sv.choose(both, max_drop=2, coding="index").row.messages == 8
+    assert sv.choose(both, max_drop=2, method="codebook").row.messages == 8
+
+
+def test_each_obfuscator_is_a_search_of_its_own_unless_one_is_named() -> None:
+    fitted = {"method": "distilled", "obfuscator": DIGEST}
+    rows = [row(2, 4, **POOR), row(2, 16, method="free"), *(row(2, m, **fitted) for m in (2, 4, 16))]
+    found = profile(*rows)
+    assert sv.choose(found, max_drop=2).level == pytest.approx(0.05 / 2)
+    assert sv.choose(found, max_drop=2, method="distilled").level == pytest.approx(0.05)
+    assert chosen(found, max_drop=2, method="distilled") == (2, 2)
+    for method in ("top", "free"):
+        assert chosen(found, max_drop=2, method=method) == (2, 16)
+    with pytest.raises(ProfileError, match="no rows of method codebook to choose from; it has: top, free, distilled"):
+        sv.choose(found, method="codebook")
+    with pytest.raises(ProfileError, match="there is no method 'magic'"):
+        sv.choose(found, method="magic")  # type: ignore[arg-type]
+
+
 def test_messages_of_varying_length_are_no_candidates() -> None:
     loose = row(1, None, method="bounded", epsilon=0.1, fixed_length=False)
     assert chosen(profile(loose, row(1, 16)), max_drop=2) == (1, 16)
@@ -214,7 +249,7 @@ def test_a_wish_that_cannot_be_met_is_named_with_the_nearest_choice(
         ({"cut": 9}, "the profile has no cut 9; it has: 1, 2, 3"),
         ({"cut": "layer9"}, "the profile has no cut layer9"),
         ({"coding": "int8"}, "no rows coded as int8; it has: float32; choose one of these with --coding, or profile"),
-        ({"coding": "int3"}, "coding must be float32, int8 or int4, not 'int3'"),
+        ({"coding": "int3"}, "coding must be float32, int8, int4 or index, not 'int3'"),
         ({"max_edge_macs": 0}, "max_edge_macs must be a number above 0"),
         ({"max_edge_macs": float("nan")}, "max_edge_macs must be"),
         ({"max_bytes": float("inf")}, "max_bytes must be"),
@@ -346,8 +381,8 @@ def test_a_choice_survives_json(tmp_path: Path) -> None:
             0,
             "cut 2 with m'=4 in float32: 2.004M multiply-accumulates",
             "note: what it still tells: splitveil attack RUN --split 2 --method top --m 4 --operator dense\n"
-            "note: to serve it: splitveil export RUN --out FOLDER --split 2 --m 4 --operator dense --coding float32 "
-            "--max-drop 2 --confidence 0.95\n",
+            "note: to serve it: splitveil export RUN --out FOLDER --split 2 --method top --m 4 --operator dense "
+            "--coding float32 --max-drop 2 --confidence 0.95\n",
         ),
         (["--max-edge-macs", "2500k", "--max-drop", "2", "--json"], 0, '"m": 4', ""),
         (

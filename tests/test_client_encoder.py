@@ -34,7 +34,7 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = sv.Dataset.from_arrays(pixels, np.arange(200) % 2, classes=["left", "right"])
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("coloured")
-    export(sv.Table1Net((3, 16, 24), 2).eval(), data, folder, cut=4, m=3)
+    export(sv.Table1Net((3, 16, 24), 2).eval(), data, folder, cut=4, method="top", m=3)
     return folder / "edge"
 
 

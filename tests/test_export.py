@@ -143,7 +143,7 @@ def test_hidden_labels_are_not_read(data: sv.Dataset, tmp_path: Path, exported: 
             value = getattr(data, name)
             return Part(value) if name in ("train", "val") else value
 
-    export(made_model(), Blind(), tmp_path, cut=4, m=8, name="pairs")
+    export(made_model(), Blind(), tmp_path, cut=4, method="top", m=8, name="pairs")
     assert (tmp_path / "server" / "server.onnx").read_bytes() == (exported / "server" / "server.onnx").read_bytes()
 
 
@@ -202,7 +202,7 @@ def test_a_model_that_onnx_cannot_say_is_an_export_error(data: sv.Dataset, tmp_p
             return self.last(self.odd(x))  # type: ignore[no-any-return]
 
     with pytest.raises(ExportError, match="torch cannot export EdgeHalf to ONNX"):
-        export(Net(), data, tmp_path / "bundle", cut="last", m=1)
+        export(Net(), data, tmp_path / "bundle", cut="last", method="top", m=1)
 
 
 def test_the_folder_must_be_free(tmp_path: Path) -> None:
@@ -233,7 +233,19 @@ def call(*arguments: object) -> None:
 def test_the_command_writes_both_and_says_so(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["export", str(run), "--split", "4", "--m", "8", "--out", str(tmp_path / "b"), "--quiet"]
+    arguments = [
+        "export",
+        str(run),
+        "--split",
+        "4",
+        "--method",
+        "top",
+        "--m",
+        "8",
+        "--out",
+        str(tmp_path / "b"),
+        "--quiet",
+    ]
     monkeypatch.setattr(sys, "argv", ["splitveil", *arguments, "--json"])
     with pytest.raises(SystemExit) as leaving:
         main()
@@ -253,9 +265,9 @@ def test_mistakes_are_one_sentence(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for arguments, words in (
-        (["--split", "9"], "no cut 9"),
-        (["--split", "4", "--m", "8", "--sign", str(tmp_path / "none.pem")], "no private key"),
-        (["--split", "4", "--m", "1", "--max-drop", "0"], "is proven to drop at most 0 points"),
+        (["--split", "9", "--method", "free"], "no cut 9"),
+        (["--split", "4", "--method", "top", "--m", "8", "--sign", str(tmp_path / "none.pem")], "no private key"),
+        (["--split", "4", "--method", "top", "--m", "1", "--max-drop", "0"], "is proven to drop at most 0 points"),
     ):
         monkeypatch.setattr(
             sys, "argv", ["splitveil", "export", str(run), "--out", str(tmp_path / "b"), *arguments, "--quiet"]

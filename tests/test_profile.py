@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import splitveil as sv
+from made_veils import made_veil
 from splitveil import profiling
 from splitveil.attack import Guess
 from splitveil.codec import CODINGS, Coding, dequantise, quantise
@@ -27,8 +28,10 @@ from splitveil.errors import AttackError, ModelError, NoLinearLayerError, Profil
 from splitveil.figures import profile_figure, write_figure
 from splitveil.linear import Operator
 from splitveil.message import Obfuscator
+from splitveil.obfuscate import Affine, Codebook, Tables
 from splitveil.profile import Profile, Row, read_profile, weights_digest, write_profile
 from splitveil.profiling import model_digest
+from splitveil.profiling.fitted import obfuscator_digest
 from splitveil.profiling.scaling import coding_scales
 from splitveil.tensors import write_tensors
 from splitveil.wire import Frame, decode, encode
@@ -224,6 +227,91 @@ def test_the_drop_against_another_model_counts_its_right_answers(
         assert (row.lost - row.gained) / row.samples == pytest.approx(float(right.double().mean()) - row.accuracy.value)
 
 
+FITTED = ("covariance-aware", "distilled", "hidden", "quantised", "codebook")
+
+
+@pytest.mark.parametrize("kind", FITTED)
+def test_rows_of_a_fitted_obfuscator_are_what_real_frames_give(
+    model: sv.Table1Net, data: sv.Dataset, kind: str
+) -> None:
+    split, x, y = sv.SplitModel(model, at=4), data.val.x, data.val.y
+    veil = made_veil(kind, split, data.train, m=5)
+    found = sv.measure_profile(model, data, cuts=[4], obfuscator=veil)
+    uncut = model(x).argmax(1)
+    sizes = [5] if isinstance(veil, Tables) else [1, 2, 4, 5]
+    codings = ["index"] if isinstance(veil, Tables) else list(CODINGS)
+    if not isinstance(veil, Tables):
+        assert [(row.m, row.coding) for row in found.rows] == [(m, coding) for m in sizes for coding in codings]
+    for row in found.rows:
+        kept = veil if isinstance(veil, Tables) else veil.keep(row.m or 0)
+        frames = sv.Client(split, kept).send(x)
+        answers = sv.Server(split, kept).answer(frames).argmax(1)
+        if row.coding in ("int8", "int4"):
+            frames, answers = in_integers(split, kept, data, row.coding)  # type: ignore[arg-type]
+        assert {len(frame) for frame in frames} == {row.bytes_most}
+        assert (row.bytes_mean, row.fixed_length, row.message_shape) == (row.bytes_most, True, kept.message.shape)
+        assert (row.agreeing, row.lost) == (int((answers == uncut).sum()), int(((uncut == y) & (answers != y)).sum()))
+        assert (row.operator, row.method, row.cut, row.layer) == ("dense", veil.name, 4, "layer4")
+        assert row.messages == veil.message.distinct
+        assert row.bits == (None if row.messages is None else sv.Certificate(row.messages).bits)
+        cost = edge_cost(split, kept, x[:1])
+        assert (row.client_macs, row.encoder_macs, row.raw_bytes) == (
+            cost.client_macs, cost.encoder_macs, cost.raw_bytes,
+        )  # fmt: skip
+        assert row.encoder_parameters >= row.encoder_macs > 0  # every weight of an encoder is used once
+    assert len({row.obfuscator for row in found.rows}) == 1
+    assert found.rows[-1].agreement.value > 0
+
+
+def test_what_the_edge_stores_of_a_fitted_obfuscator(model: sv.Table1Net, data: sv.Dataset) -> None:
+    split, stored = sv.SplitModel(model, at=4), {}
+    for kind in FITTED:
+        veil = made_veil(kind, split, data.train, m=5)
+        rows = sv.measure_profile(model, data, cuts=[4], obfuscator=veil, kept=[2]).rows
+        stored[kind] = [row.encoder_parameters for row in rows]
+        if isinstance(veil, Codebook):
+            parts = (veil.encoder.mean, veil.encoder.weight, veil.encoder.bias, veil.encoder.hidden,
+                     veil.encoder.hidden_bias)  # fmt: skip
+            assert stored[kind] == [sum(part.numel() for part in parts if part is not None)]
+    n = 64  # of the feature, and its mean
+    affine = [n + 2 * n, n + 2 * n + 2, n + 2 * n + 2, n + 5 * n, n + 5 * n + 5, n + 5 * n + 5]
+    assert stored["covariance-aware"] == stored["distilled"] == affine
+    assert stored["hidden"][0] == n + 13 * (n + 1) + 2 * 13  # a hidden layer of 13 units with biases
+
+
+def test_a_fitted_obfuscator_is_told_apart_and_must_fit(model: sv.Table1Net, data: sv.Dataset) -> None:
+    split = sv.SplitModel(model, at=4)
+    veil, other = (made_veil("distilled", split, part, m=3) for part in (data.train, data.test))
+    assert isinstance(veil, Affine)
+    digests = [obfuscator_digest(each) for each in (veil, made_veil("distilled", split, data.train, m=3), other)]
+    assert digests[0] == digests[1] != digests[2]
+    assert obfuscator_digest(veil.keep(2)) != digests[0]
+    for options, says in (
+        ({"cuts": [5]}, "but here they have"),
+        ({"cuts": [4, 5]}, "belongs to one cut"),
+        ({}, "belongs to one cut"),
+        ({"cuts": [4], "obfuscator": sv.Identity((64,))}, "Identity was not fitted to images"),
+    ):
+        with pytest.raises(ProfileError, match=says):
+            sv.measure_profile(model, data, **{"obfuscator": veil, **options})
+
+
+def test_a_fitted_obfuscator_needs_no_linear_layer_and_no_labels(model: sv.Table1Net, data: sv.Dataset) -> None:
+    split = sv.SplitModel(model, at="layer4.1")  # a ReLU
+    veil = made_veil("server-aware", split, data.train, m=2)
+    found = sv.measure_profile(model, data.val.x, cuts=["layer4.1"], obfuscator=veil)
+    assert [(row.cut, row.layer, row.m) for row in found.rows if row.coding == "int8"] == [
+        (None, "layer4.1", 1), (None, "layer4.1", 2),
+    ]  # fmt: skip
+    assert not found.data.labelled
+
+
+def test_leakage_of_finite_messages_is_measured_too(model: sv.Table1Net, data: sv.Dataset) -> None:
+    veil = made_veil("codebook", sv.SplitModel(model, at=4), data.train)
+    (row,) = sv.measure_profile(model, data, cuts=[4], obfuscator=veil, hidden=["colour"], attacks=[Shrug()]).rows
+    assert row.leakage["colour"]["message_bytes"] == row.bytes_most == 17
+
+
 class Shrug:
     """An attack that learns nothing, in no time."""
 
@@ -359,6 +447,11 @@ def damaged(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "does not go with", with_row(fixed_length=False)
     yield "two rows are of the same cut", {**content, "rows": [row, row]}
     yield "rows.0.coding", with_row(coding="int3")
+    yield "rows.0.method", with_row(method="magic")
+    yield "names its obfuscator", with_row(method="distilled")
+    yield "coded as index", with_row(messages=9)
+    yield "coded as index", with_row(coding="index")
+    yield "has 17 bytes, not", with_row(coding="index", messages=256, bytes_most=18, bytes_mean=18.0)
     yield "bytes, not", with_row(bytes_most=row["bytes_most"] + 1)
     yield "bytes, not", with_row(bytes_mean=row["bytes_mean"] - 1)
     yield "bytes, not", with_row(coding="int4")
@@ -441,6 +534,18 @@ def test_the_plot_shows_every_cut_and_repeats_itself(found: Profile, tmp_path: P
         "rows": tuple(row.model_copy(update={"drop": None}) for row in found.rows),
     })  # fmt: skip
     assert "other than the uncut model" in profile_figure(bare).axes[0].get_ylabel()
+
+
+def test_the_plot_shows_a_fitted_obfuscator(model: sv.Table1Net, data: sv.Dataset) -> None:
+    for kind, places in (("codebook", [1]), ("server-aware", [1, 2, 4, 5])):
+        veil = made_veil(kind, sv.SplitModel(model, at=4), data.train, m=5)
+        found = sv.measure_profile(model, data, cuts=[4], obfuscator=veil)
+        axes = profile_figure(found).axes
+        line = axes[0].containers[0].lines[0]
+        exact = [row for row in found.rows if row.coding in ("float32", "index")]
+        assert list(line.get_xdata()) == places
+        assert list(line.get_ydata()) == [pytest.approx(100 * row.drop.value) for row in exact if row.drop is not None]
+        assert axes[1].get_legend_handles_labels()[1][0].startswith(f"cut 4, {kind}: ")
 
 
 def test_one_digest_for_a_model_in_memory_and_in_its_file(model: sv.Table1Net, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from splitveil.files import write_with
 from splitveil.profile import Interval, Profile, Row
 
-_STYLES = {"float32": "-", "int8": "--", "int4": ":"}
+_STYLES = {"float32": "-", "int8": "--", "int4": ":", "index": "-."}
 _COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#cf222e", "#57606a")
 
 
@@ -18,7 +18,8 @@ def profile_figure(profile: Profile) -> Figure:
 
     The second panel has the same numbers against the bytes of a frame, which the eye should not compare across cuts in
     components. The legend says what each cut costs on the edge, from its cheapest to its dearest row. "bounded" rows
-    are drawn hollow, at their mean number of components; integer codings as thin broken lines without intervals.
+    are drawn hollow, at their mean number of components; integer codings as thin broken lines without intervals; finite
+    messages at their number of digits.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     by_components, by_bytes = figure.subplots(1, 2, sharey=True)
@@ -52,7 +53,8 @@ def _curve(axes: Axes, rows: list[Row], x: list[float], colour: str) -> None:
     fixed = lines[main]
     loose = [(place, _loss(row)) for place, row in zip(x, rows, strict=True) if not row.fixed_length]
     costs = [row.edge_macs / 1e6 for row in rows if row.fixed_length]
-    label = f"{rows[0].place}, {rows[0].operator}: {min(costs):.3g} to {max(costs):.3g}M" if costs else rows[0].place
+    what = rows[0].operator if rows[0].obfuscator is None else rows[0].method
+    label = f"{rows[0].place}, {what}: {min(costs):.3g} to {max(costs):.3g}M" if costs else rows[0].place
     below, above = [y.value - y.low for _, y in fixed], [y.high - y.value for _, y in fixed]
     axes.errorbar(
         [place for place, _ in fixed], [y.value for _, y in fixed], yerr=[below, above],

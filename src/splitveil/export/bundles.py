@@ -8,31 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from splitveil import profile as profiles
 from splitveil.bundle import (
     NAME,
     EdgeManifest,
     Messages,
     Picture,
-    Policy,
     ServerManifest,
     check_free,
     file_facts,
     identity_of,
     write_bundle,
 )
-from splitveil.codec import CODINGS, Coding
+from splitveil.codec import CODINGS, FrameCoding
 from splitveil.data import Dataset, photo_crop
 from splitveil.errors import ExportError
 from splitveil.export.graphs import to_onnx
 from splitveil.export.halves import EdgeHalf, ServerHalf, Veil
+from splitveil.export.policies import check_profile, policy_of, profile_of, rows_in
+from splitveil.export.veils import Sent, Wish, choose_veil
 from splitveil.linear import Operator
-from splitveil.obfuscate import DistortionFree, TopComponents
+from splitveil.obfuscate import Affine, Tables
 from splitveil.profile import Profile
-from splitveil.profiling import measure_profile, model_digest
-from splitveil.profiling.grid import factors_at
+from splitveil.profiling.samples import Samples, samples_of
 from splitveil.profiling.scaling import coding_scales
 from splitveil.split import SplitModel
 from splitveil.train import Progress
@@ -62,46 +61,60 @@ class Exported:
 
 def export(
     model: nn.Module,
-    data: Dataset,
+    data: Dataset | Tensor,
     out: str | Path,
     *,
     cut: int | str,
+    method: Sent = "distilled",
     m: int | None = None,
-    operator: Operator = "patch",
-    codings: Sequence[Coding] = CODINGS,
-    coding: Coding = "int8",
+    messages: int | None = None,
+    obfuscator: Affine | Tables | None = None,
+    operator: Operator | None = None,
+    codings: Sequence[FrameCoding] | None = None,
+    coding: FrameCoding | None = None,
     max_drop: float | None = None,
     confidence: float = 0.95,
     profile: Profile | None = None,
+    classes: Sequence[str] | None = None,
     name: str = "splitveil",
     private_key: Path | None = None,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Exported:
     """Write ``out/edge`` and ``out/server``: graphs, preprocessing, profile, policy, manifests.
 
-    The edge bundle serves every number of components up to m, and the server bundle answers all of them.
+    The edge bundle serves every number of components up to m, and the server bundle answers all of them. Bundles of
+    finite messages serve these alone, as certified bundles.
 
     Args:
         model: trained; it is cut, not changed.
-        data: that it was trained on: integer scales come from the training part, a missing profile is measured on
-            the validation part. No hidden label is read.
+        data: that it was trained on: obfuscators and integer scales are fitted to the training part, a missing
+            profile is measured on the validation part. No hidden label is read, and for all but the profile no label.
+            Or images (N, C, H, W) in [0, 1], for scales and profile; what is sent must then be known before.
         out: a folder that is new, empty, or holds bundles.
         cut: number or layer's name.
-        m: components at most; all of the layer's where not given ("distortion-free").
-        operator: of convolutions.
-        codings: how clients may write coefficients.
-        coding: how they write them where their user does not say otherwise.
+        method: of the obfuscator: "top" and "free" send components of the server's first layer, the m strongest or
+            all that it sees; for the others see `fit_obfuscator`.
+        m: components at most; all of the obfuscator's where one is given.
+        messages: different messages at most, of finite ones.
+        obfuscator: that was fitted at this cut, in place of ``method`` and ``messages``.
+        operator: of convolutions, for "top" and "free"; patch where not given.
+        codings: how clients may write coefficients; all where not given.
+        coding: how they write them where their user does not say otherwise; int8 where not given.
         max_drop: points of accuracy that may be lost: the policy is then the smallest number of components up to m
             that is proven to keep that, by `profile.choose`; without it the policy is m.
         confidence: of that proof.
         profile: of this model; measured at this cut where not given, or where it lacks the rows.
+        classes: names of the answers; the data set's, or numbers, where not given.
         name: under which the server offers the model.
         private_key: PEM file of an Ed25519 key to sign both bundles with.
+        seed: of a fit.
         progress: called as (steps done, steps in all, text).
 
     Raises:
         ExportError: the settings contradict each other, or ONNX cannot say what the model does.
-        ProfileError: the profile is of another model; `NoChoiceError` where nothing keeps ``max_drop``.
+        ProfileError: the profile is of another model, or the obfuscator of another cut; `NoChoiceError` where
+            nothing keeps ``max_drop``.
         SplitError, RankError: the cut or m does not exist.
         BundleError: the folder holds something else, or the key cannot be read.
     """
@@ -112,95 +125,93 @@ def export(
         raise ExportError(
             f"a model is not to be called {name!r}; take at most 100 letters, digits, dots, hyphens and underscores"
         )
-    if coding not in codings:
-        raise ExportError(f"the policy's coding {coding} is not among the codings {', '.join(codings)}; add it")
-    split = SplitModel(model, at=cut)
-    example = data.val.images(slice(0, 2)).to(split.device)
-    factors = factors_at(split, example, operator)
-    if m == 0 or (m is None and factors.null_dimension == 0):
-        raise ExportError("a message needs at least one component, and nothing can be left out without --m here")
-    veil: Veil = DistortionFree(factors) if m is None else TopComponents(factors, m=m)
-    profile = _profile(model, data, split, veil, cut, operator, codings, profile, progress)
-    policy = _policy(profile, cut, veil, coding, max_drop, confidence)
+    wish = Wish(method, m, messages, operator, seed, obfuscator)
+    codings, coding = _codings(wish, codings, coding)
+    check_profile(profile, model)
+    split, samples = SplitModel(model, at=cut), samples_of(data)
+    chosen = choose_veil(wish, split, data, samples, progress)
+    profile = profile_of(model, data, split, chosen, codings, profile, progress)
+    names = _classes(profile, data, classes)
+    policy = policy_of(profile, split, chosen, coding, max_drop, confidence)
     if progress:
         progress(0, 2, "exporting")
-    messages, files = _server(split, veil, data, codings)
+    read, files = _server(split, chosen.veil, samples, codings)
     facts = file_facts(files)
     same: dict[str, Any] = {
-        "schema_version": 1, "splitveil": __version__, "name": name, "messages": messages,
-        "identity": identity_of(messages, facts["server.onnx"].sha256),
+        "schema_version": 1, "splitveil": __version__, "name": name, "messages": read,
+        "identity": identity_of(read, facts["server.onnx"].sha256),
     }  # fmt: skip
-    server = ServerManifest(kind="server", files=facts, n_classes=data.n_classes, **same)
+    server = ServerManifest(kind="server", files=facts, n_classes=len(names), **same)
     if progress:
         progress(1, 2, "exporting")
+    example = torch.zeros(2, *samples.shape, device=split.device)
     edge_files = {
-        "edge.onnx": to_onnx(EdgeHalf(split, veil), example, "image", "coefficients"),
+        "edge.onnx": to_onnx(EdgeHalf(split, chosen.veil), example, "image", _inside(read)),
         "profile.json": (json.dumps(profile.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode(),
     }
+    row = rows_in(profile, split, chosen)[0]
     edge = EdgeManifest(
-        kind="edge", files=file_facts(edge_files), model=profile.model, cut=_row(profile, split, veil).cut,
-        layer=split.layer_name, operator=factors.operator, method=veil.name, classes=tuple(data.classes),
-        picture=Picture(shape=profile.model.input_shape, crop=photo_crop(data.name), resampling="bicubic", divisor=255),
-        policy=policy, **same,
+        kind="edge", files=file_facts(edge_files), model=profile.model, cut=row.cut, layer=row.layer,
+        operator=row.operator, method=chosen.veil.name, classes=names, picture=_picture(profile, data), policy=policy,
+        **same,
     )  # fmt: skip
     write_bundle(folder / SERVER, server, files, private_key)
     write_bundle(folder / EDGE, edge, edge_files, private_key)
     if progress:
         progress(2, 2, "exported")
     sizes = [sum(len(content) for content in each.values()) for each in (edge_files, files)]
-    return Exported(edge, server, folder, messages.frame_bytes(policy.m, policy.coding), *sizes)
+    return Exported(edge, server, folder, read.frame_bytes(policy.m, policy.coding), *sizes)
+
+
+def _codings(
+    wish: Wish, codings: Sequence[FrameCoding] | None, coding: FrameCoding | None
+) -> tuple[tuple[FrameCoding, ...], FrameCoding]:
+    """How messages may be written, and how they are where nobody says otherwise."""
+    if wish.finite:
+        if tuple(codings or ("index",)) != ("index",) or coding not in (None, "index"):
+            raise ExportError("finite messages are coded as index alone; leave the coding out")
+        return ("index",), "index"
+    allowed: tuple[FrameCoding, ...] = tuple(CODINGS if codings is None else codings)
+    wanted = coding or "int8"
+    if wanted not in allowed or "index" in allowed:
+        raise ExportError(
+            f"the policy's coding {wanted} is not among the codings {', '.join(allowed)}; add it"
+            if wanted not in allowed
+            else "only finite messages are coded as index; take float32, int8 or int4"
+        )
+    return allowed, wanted
 
 
 def _server(
-    split: SplitModel, veil: Veil, data: Dataset, codings: Sequence[Coding]
+    split: SplitModel, veil: Veil, samples: Samples, codings: Sequence[FrameCoding]
 ) -> tuple[Messages, dict[str, bytes]]:
-    scales = coding_scales(split, veil, data.train, codings)
+    coefficients = [coding for coding in codings if coding != "index"]
+    scales = coding_scales(split, veil, samples.training, coefficients)
     components, *positions = veil.message.shape
     messages = Messages(
-        components=components, positions=tuple(positions), codings=tuple(codings), certified=False,
+        components=components, positions=tuple(positions), codings=tuple(codings), levels=veil.message.levels,
+        certified=veil.message.levels is not None,
         scales={name: tuple(map(float, scale)) for name, scale in scales.items()},
     )  # fmt: skip
     half = ServerHalf(split, veil, {name: torch.from_numpy(scale) for name, scale in scales.items()})
     example = torch.zeros(2, *veil.message.shape)
-    return messages, {"server.onnx": to_onnx(half, example, "coefficients", "logits")}
+    return messages, {"server.onnx": to_onnx(half, example, _inside(messages), "logits")}
 
 
-def _profile(
-    model: nn.Module, data: Dataset, split: SplitModel, veil: Veil, cut: int | str, operator: Operator,
-    codings: Sequence[Coding], given: Profile | None, progress: Progress | None,
-) -> Profile:  # fmt: skip
-    """The profile of this model with rows of this obfuscator in all codings."""
-    if given is not None:
-        if given.model.weights != model_digest(model):
-            raise ExportError("the profile is of another model; run 'splitveil profile' again")
-        if {row.coding for row in _rows(given, split, veil)} >= set(codings):
-            return given
-    kept = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < veil.m]
-    return measure_profile(
-        model, data, cuts=[cut], kept=[*kept, veil.m], epsilons=(), operator=operator, codings=codings,
-        progress=progress,
-    )  # fmt: skip
+def _inside(messages: Messages) -> str:
+    """The name of what the edge's graph gives and the server's takes."""
+    return "coefficients" if messages.levels is None else "digits"
 
 
-def _rows(profile: Profile, split: SplitModel, veil: Veil) -> list[profiles.Row]:
-    return [
-        row for row in profile.rows
-        if (row.layer, row.operator, row.m) == (split.layer_name, veil.factors.operator, veil.m)
-    ]  # fmt: skip
+def _classes(profile: Profile, data: Dataset | Tensor, given: Sequence[str] | None) -> tuple[str, ...]:
+    count = profile.model.classes
+    if given is None:
+        given = data.classes if isinstance(data, Dataset) else list(map(str, range(count)))
+    if len(given) != count:
+        raise ExportError(f"{len(given)} names of classes are given, but the model has {count} answers; name them all")
+    return tuple(given)
 
 
-def _row(profile: Profile, split: SplitModel, veil: Veil) -> profiles.Row:
-    return _rows(profile, split, veil)[0]
-
-
-def _policy(
-    profile: Profile, cut: int | str, veil: Veil, coding: Coding, max_drop: float | None, confidence: float
-) -> Policy:
-    if max_drop is None:
-        return Policy(m=veil.m, coding=coding, max_drop=None, proven_drop=None, confidence=None)
-    choice = profiles.choose(profile, cut=cut, max_drop=max_drop, confidence=confidence, coding=coding)
-    if choice.row.m is None or choice.row.m > veil.m:
-        raise ExportError(f"m'={choice.row.m} is needed to keep the drop, but {veil.m} are exported; give a larger --m")
-    return Policy(
-        m=choice.row.m, coding=coding, max_drop=max_drop, proven_drop=choice.proven, confidence=confidence
-    )  # fmt: skip
+def _picture(profile: Profile, data: Dataset | Tensor) -> Picture:
+    crop = photo_crop(data.name) if isinstance(data, Dataset) else None
+    return Picture(shape=profile.model.input_shape, crop=crop, resampling="bicubic", divisor=255)

@@ -1,49 +1,50 @@
-"""The two graphs: image to coefficients, and coefficients to logits by sums that are exact for integer messages."""
+"""The two graphs: image to message, and message to logits by sums that are exact for messages of whole numbers."""
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from splitveil.codec import LARGEST, SIGNIFICANT_BITS
-from splitveil.obfuscate import DistortionFree, TopComponents
+from splitveil.codec import Coding
+from splitveil.export.exact import exact_map, exact_rows, exact_table
+from splitveil.obfuscate import Affine, DistortionFree, Tables, TopComponents
 from splitveil.split import SplitModel
 
-EXACT_BITS = 52
-"""Of a float64's 53; one is kept back, so that no partial sum of an exact product comes near the limit."""
-
-Veil = TopComponents | DistortionFree
+Veil = TopComponents | DistortionFree | Affine | Tables
 
 
 class EdgeHalf(nn.Module):
-    """Coefficients (B, m, *positions) of images (B, C, H, W): the client's half and the encoder in one graph.
+    """Messages (B, m, *positions) of images (B, C, H, W): the client's half and the encoder in one graph.
 
     Args:
         split: the model.
-        veil: the obfuscator.
+        veil: the obfuscator; digits are given as float32, too.
     """
 
     def __init__(self, split: SplitModel, veil: Veil) -> None:
         super().__init__()
         self.client = split.client
+        if isinstance(veil, Affine | Tables):
+            self.encode = veil.encode
+            return
         factors, m = veil.factors, veil.m
         # Without the components that are never sent, which would make the graph many times larger.
-        self.factors = replace(
+        self.encode = replace(
             factors, u=factors.u[:, :m].clone(), s=factors.s[:m].clone(), vh=factors.vh[:m].float().clone()
-        )
+        ).project
 
     def forward(self, image: Tensor) -> Tensor:
-        """Coefficients, the strongest first."""
-        return self.factors.project(self.client(image))
+        """Coefficients, the strongest first; or digits."""
+        return self.encode(self.client(image)).float()
 
 
 class ServerHalf(nn.Module):
-    """Logits (B, classes) of coefficients (B, m, *positions), zero beyond what was sent.
+    """Logits (B, classes) of coefficients (B, m, *positions), zero beyond what was sent, or of digits (B, G).
 
     The decoder is a float64 product with a matrix whose entries are rounded to so coarse a grid that, for the
-    coefficients of integer messages, every product and every partial sum is a float64 without rounding. The
-    decoded feature is therefore the same whatever the order of summation, on every machine that follows IEEE 754.
+    coefficients of integer messages, every product and every partial sum is a float64 without rounding; or for
+    digits a sum of rows of a table that is rounded likewise. The decoded feature is therefore the same whatever the
+    order of summation, on every machine that follows IEEE 754.
 
     Args:
         split: the model.
@@ -52,56 +53,44 @@ class ServerHalf(nn.Module):
     """
 
     matrix: Tensor
+    offset: Tensor
+    table: Tensor
+    starts: Tensor
 
-    def __init__(self, split: SplitModel, veil: Veil, scales: dict[str, Tensor]) -> None:
+    def __init__(self, split: SplitModel, veil: Veil, scales: dict[Coding, Tensor]) -> None:
         super().__init__()
         self.split, self.veil = split, veil
         self.server = split.server
-        self.register_buffer("matrix", exact_rows(_matrix(veil), scales))
+        if isinstance(veil, Tables):
+            self.register_buffer("table", exact_table(veil.table.double(), veil.levels))
+            self.register_buffer("starts", torch.tensor([0, *veil.levels[:-1]]).cumsum(0))
+        elif isinstance(veil, Affine):
+            matrix, offset = exact_map(veil.decoder.double(), veil.offset.double(), scales)
+            self.register_buffer("matrix", matrix)
+            self.register_buffer("offset", offset)
+        else:
+            self.register_buffer("matrix", exact_rows(_matrix(veil), scales))
 
-    def forward(self, coefficients: Tensor) -> Tensor:
+    def forward(self, message: Tensor) -> Tensor:
         """Logits."""
-        decoded = self.decode(coefficients)
-        if self.veil.message.carries == "feature":
+        decoded = self.decode(message)
+        if isinstance(self.veil, Affine | Tables) or self.veil.message.carries == "feature":
             return self.server(decoded)  # type: ignore[no-any-return]
         return self.split.resume(self.veil.factors.map.arrange(decoded))
 
-    def decode(self, coefficients: Tensor) -> Tensor:
+    def decode(self, message: Tensor) -> Tensor:
         """The feature z' (B, *feature), or where there is none the outputs without bias (B, out, *positions)."""
+        if isinstance(self.veil, Tables):
+            rows = nn.functional.embedding(message.long() + self.starts, self.table)
+            return rows.sum(1).float().reshape(-1, *self.veil.feature_shape)
+        if isinstance(self.veil, Affine):
+            return (message.double() @ self.matrix + self.offset).float().reshape(-1, *self.veil.feature_shape)
         if self.veil.message.carries == "feature":
-            return (coefficients.double() @ self.matrix).float().reshape(-1, *self.veil.factors.feature_shape)
-        return (coefficients.movedim(1, -1).double() @ self.matrix).float().movedim(-1, 1)
+            return (message.double() @ self.matrix).float().reshape(-1, *self.veil.factors.feature_shape)
+        return (message.movedim(1, -1).double() @ self.matrix).float().movedim(-1, 1)
 
 
-def exact_rows(matrix: Tensor, scales: dict[str, Tensor]) -> Tensor:
-    """A matrix whose products with integer messages are exact in float64, in any order of summation.
-
-    With â_k = q·c·2^e, |q| ≤ L and c < 2^8 an integer, row k is rounded to multiples of 2^(g − e): all terms are then
-    multiples of 2^g, and g is the smallest for which the sum of their absolute values stays below 2^(52 + g).
-
-    Args:
-        matrix: (components, n), float64.
-        scales: (components,) of each integer coding, with at most eight significant bits.
-
-    Returns:
-        The rounded matrix (components, n).
-    """
-    if not scales:
-        return matrix
-    unit = torch.stack([_unit_exponent(scale) for scale in scales.values()]).amin(0)
-    reach = torch.stack([LARGEST[name] * scale.double() for name, scale in scales.items()]).amax(0)  # type: ignore[index]
-    bound = float((reach[:, None] * matrix.abs()).sum(0).max())
-    grid = math.ceil(math.log2(bound)) + 1 - EXACT_BITS if bound else 0
-    step = torch.ldexp(torch.ones_like(unit, dtype=torch.float64), grid - unit)[:, None]
-    return (matrix / step).round() * step
-
-
-def _unit_exponent(scale: Tensor) -> Tensor:
-    """The e of a scale c·2^e with an integer c below 2^8."""
-    return torch.frexp(scale.double())[1] - SIGNIFICANT_BITS
-
-
-def _matrix(veil: Veil) -> Tensor:
+def _matrix(veil: TopComponents | DistortionFree) -> Tensor:
     """What a message is multiplied with: V, or U S where it carries the pre-activation; (components, n), float64."""
     factors, m = veil.factors, veil.message.shape[0]
     if veil.message.carries == "pre-activation":

@@ -4,14 +4,15 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
-from splitveil.codec import CODINGS, Coding
+from splitveil.codec import FRAME_CODINGS, FrameCoding
 from splitveil.errors import NoChoiceError, ProfileError
-from splitveil.profile.schema import Profile, Row
+from splitveil.profile.schema import Method, Profile, Row
 from splitveil.statistics import drop_p_value, drop_upper_limit, share_p_value, share_upper_limit
 
 CONFIDENCE = (0.5, 0.999)  # beyond the upper end the p-values' own allowance for the nuisance parameter uses it up
+_FAMILY: tuple[Method, ...] = ("top", "free")  # components of one layer, some of them or all
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Choice:
     """A row of a profile, and what was proven of it.
 
     Attributes:
-        row: the cut, m' and coding.
+        row: the cut, m' or number of messages, and coding.
         proven: points that the answer's accuracy is proven to drop by at most.
         confidence: chance, over validation samples, that the statement holds.
         level: the part of 1 − confidence that each cut's tests may use.
@@ -41,16 +42,18 @@ class Choice:
     def sentence(self) -> str:
         """The choice in words."""
         how = " (from disagreement, since the profile has no labels)" if self.by == "disagreement" else ""
+        bits = "" if self.row.bits is None else f" that can tell at most {self.row.bits:.4g} bits"
         return (
             f"{_named(self.row)}: {_macs(self.row.edge_macs)} multiply-accumulates on the edge, {self.row.bytes_most} "
-            f"bytes per query, proven at {100 * self.confidence:g} % confidence to drop at most {self.proven:g} points "
-            f"against the {self.reference}{how}"
+            f"bytes per query{bits}, proven at {100 * self.confidence:g} % confidence to drop at most {self.proven:g} "
+            f"points against the {self.reference}{how}"
         )
 
     def as_row(self) -> dict[str, Any]:
         """For JSON: the row's fields, and what was proven."""
         proof = {key: getattr(self, key) for key in ("proven", "confidence", "level", "cuts", "by", "reference")}
-        return {**_plain(self.row), "edge_macs": self.row.edge_macs, "proven_drop_points": proof.pop("proven"), **proof}
+        more = {"edge_macs": self.row.edge_macs, "bits": self.row.bits, "proven_drop_points": proof.pop("proven")}
+        return {**_plain(self.row), **more, **proof}
 
 
 def choose(
@@ -60,7 +63,8 @@ def choose(
     max_drop: float | None = None,
     max_bytes: float | None = None,
     cut: int | str | None = None,
-    coding: Coding | None = None,
+    method: Method | None = None,
+    coding: FrameCoding | None = None,
     confidence: float = 0.95,
 ) -> Choice:
     """The deepest cut that the edge can afford, and there the smallest m' that is proven to keep the answer.
@@ -70,10 +74,10 @@ def choose(
     (number of cuts). With probability at least ``confidence`` over the profile's samples no row that passes has a
     true drop above max_drop, whichever is picked among them and by whatever other wishes (Learn then Test:
     Angelopoulos et al. 2021, arXiv 2110.01052, fixed-sequence testing and Bonferroni). The p-values are
-    `drop_p_value`'s, valid at every sample size. Only max_drop, confidence and coding must be settled before the
-    samples are looked at.
+    `drop_p_value`'s, valid at every sample size. Only max_drop, confidence, method and coding must be settled
+    before the samples are looked at. Each obfuscator at a cut counts as a cut of its own.
 
-    Candidates are rows of fixed length ("top" and "free") and of one coding, whose message has fewer coefficients
+    Candidates are rows of fixed length (all but "bounded") and of one coding, whose message has fewer coefficients
     than the feature has numbers. The deepest cut with a candidate that passed and meets the wishes is taken, and there
     the smallest m'. Without max_drop nothing is tested: the largest m' at the deepest cut is taken, and ``proven`` is
     its upper limit.
@@ -84,7 +88,9 @@ def choose(
         max_drop: points (of 100) by which accuracy may drop against the profile's reference.
         max_bytes: bytes per frame, at most.
         cut: a cut's number or its layer's name; all cuts where not given.
-        coding: of the coefficients; where not given int8 if the profile has it, and float32 otherwise.
+        method: the obfuscator; "top" and "free" are one family, each with the rows of the other. All where not given.
+        coding: of the messages; where not given int8 if the profile has it, else float32; index
+            where all of them are finite.
         confidence: chance that the guarantee holds, 0.5 to 0.999.
 
     Raises:
@@ -92,7 +98,7 @@ def choose(
         ProfileError: a wish is no sensible number, or the profile has no such cut or coding.
     """
     _check_wishes(max_edge_macs, max_drop, max_bytes, confidence)
-    every = _of_coding([row for row in profile.rows if row.fixed_length], coding)
+    every = _of_coding(_of_method([row for row in profile.rows if row.fixed_length], method), coding)
     fitting = [row for row in _of_cut(every, cut) if row.shorter_than_feature]
     if not fitting:
         raise ProfileError(
@@ -148,22 +154,35 @@ def _upper_limit(row: Row, level: float) -> float:
 
 
 def _deepest_first(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows by cut (and operator there), most client work first; at each from the largest m' down."""
-    cuts: dict[tuple[str, str], list[Row]] = {}
+    """Rows by cut (and operator and obfuscator there), most client work first; at each from the largest m' down."""
+    cuts: dict[tuple[str, str, str | None], list[Row]] = {}
     for row in rows:
-        cuts.setdefault((row.layer, row.operator), []).append(row)
+        cuts.setdefault((row.layer, row.operator, row.obfuscator), []).append(row)
     ordered = sorted(cuts.values(), key=lambda group: (-(group[0].cut or 0), -group[0].client_macs))
     return [sorted(group, key=lambda row: -(row.m or 0)) for group in ordered]
 
 
-def _of_coding(rows: list[Row], coding: Coding | None) -> list[Row]:
+def _of_method(rows: list[Row], method: Method | None) -> list[Row]:
+    """The rows of one method, which no sample has a say in."""
+    if method is None:
+        return rows
+    if method not in get_args(Method):
+        raise ProfileError(f"there is no method {method!r}; choose one of {', '.join(get_args(Method))}")
+    alike = _FAMILY if method in _FAMILY else (method,)
+    if not (found := [row for row in rows if row.method in alike]):
+        there = ", ".join(dict.fromkeys(row.method for row in rows)) or "none of fixed length"
+        raise ProfileError(f"the profile has no rows of method {method} to choose from; it has: {there}")
+    return found
+
+
+def _of_coding(rows: list[Row], coding: FrameCoding | None) -> list[Row]:
     """The rows of one coding, which no sample has a say in."""
-    if coding is not None and coding not in CODINGS:
-        raise ProfileError(f"coding must be {', '.join(CODINGS[:-1])} or {CODINGS[-1]}, not {coding!r}")
+    if coding is not None and coding not in FRAME_CODINGS:
+        raise ProfileError(f"coding must be {', '.join(FRAME_CODINGS[:-1])} or {FRAME_CODINGS[-1]}, not {coding!r}")
     if not rows:
         raise ProfileError("the profile has no rows of fixed length to choose from; profile with method top")
     there = {row.coding for row in rows}
-    wanted = coding or ("int8" if "int8" in there else "float32")
+    wanted = coding or ("int8" if "int8" in there else "index" if there == {"index"} else "float32")
     found = [row for row in rows if row.coding == wanted]
     if not found:
         raise ProfileError(
@@ -251,6 +270,8 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 def _named(row: Row) -> str:
+    if row.messages is not None:
+        return f"{row.place} with {row.messages} different messages"
     return f"{row.place} with m'={row.m} in {row.coding}"
 
 

@@ -1,16 +1,13 @@
 """What a profile holds: a model's cuts and the components kept there, with what each costs and what it is worth."""
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from splitveil.codec import Coding
-from splitveil.errors import ProfileError
-from splitveil.files import write_json
+from splitveil.certificate import Certificate
+from splitveil.codec import FrameCoding, index_bytes
 from splitveil.wire import HEADER_BYTES, payload_bytes
 
 SCHEMA_VERSION = 1
@@ -22,6 +19,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 # Estimates first: what has their three numbers is one, and no table of attacks.
 Leaked = Annotated["Interval | dict[str, float] | float | str", Field(union_mode="left_to_right")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Method = Literal[
+    "top", "free", "bounded", "covariance-aware", "server-aware", "distilled", "quantised", "codebook"
+]  # fmt: skip
 
 
 class _Strict(BaseModel):
@@ -75,11 +75,16 @@ class Row(_Strict):
     Attributes:
         cut: the cut's number, null for a model without numbered cuts.
         layer: name of the layer whose input crosses.
-        operator: "dense" or "patch".
-        method: "top" (the m strongest components), "free" (all of them), "bounded" (as many as epsilon asks for).
-        m: components sent; null for "bounded", where each query has its own number.
+        operator: "dense" or "patch"; "dense" where the obfuscator is no map of the server's first layer.
+        method: "top" (the m strongest components), "free" (all of them), "bounded" (as many as epsilon asks for), or
+            that of an obfuscator that was fitted to images.
+        m: components sent, digits of finite messages; null for "bounded", where each query has its own number.
         epsilon: distortion allowed, as a share of each query's ‖Wz‖; null but for "bounded".
-        coding: how coefficients are written; float32 for "bounded", and in profiles from before there were others.
+        coding: how messages are written; float32 for "bounded", and in profiles from before there were others; "index"
+            for finite messages, and only for these.
+        messages: of finite messages how many different ones there are; null where they are real numbers.
+        obfuscator: digest of the fitted obfuscator whose first m components are sent, or its finite messages; null
+            where the model alone says what is sent.
         message_shape: shape of one message, of the longest for "bounded".
         fixed_length: whether every message has the same length.
         mean_components: mean number of components sent.
@@ -99,10 +104,12 @@ class Row(_Strict):
     cut: Positive | None
     layer: str
     operator: Literal["dense", "patch"]
-    method: Literal["top", "free", "bounded"]
+    method: Method
     m: Positive | None
     epsilon: Annotated[float, Field(ge=0)] | None
-    coding: Coding = "float32"
+    coding: FrameCoding = "float32"
+    messages: Positive | None = None
+    obfuscator: Digest | None = None
     message_shape: Annotated[tuple[Count, ...], Field(min_length=1)]
     fixed_length: bool
     mean_components: Annotated[float, Field(ge=0)]
@@ -134,14 +141,23 @@ class Row(_Strict):
 
     @property
     def shorter_than_feature(self) -> bool:
-        """Whether there are fewer coefficients than the feature has numbers, however either is written."""
+        """Whether there are fewer coefficients or digits than the feature has numbers, however either is written."""
         return HEADER_BYTES + payload_bytes(math.prod(self.message_shape), "float32") < self.raw_bytes
+
+    @property
+    def bits(self) -> float | None:
+        """What one message can tell at most, see `Certificate`; None where there is no such bound."""
+        return None if self.messages is None else Certificate(self.messages).bits
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         bounded = self.method == "bounded"
         if (self.m is None) != bounded or (self.epsilon is not None) != bounded or self.fixed_length == bounded:
             raise ValueError(f"the method {self.method!r} does not go with m, epsilon or fixed_length as given")
+        if self.obfuscator is None and self.method not in ("top", "free", "bounded"):
+            raise ValueError(
+                f"a row of the method {self.method!r} names its obfuscator by a digest, but this one does not"
+            )
         if self.m is not None and self.mean_components != self.m:
             raise ValueError(f"every message has m={self.m} components, so their mean is not {self.mean_components}")
         if self.m is not None and self.message_shape[0] != self.m:
@@ -155,7 +171,10 @@ class Row(_Strict):
     def _bytes_consistent(self) -> None:
         if self.coding != "float32" and not self.fixed_length:
             raise ValueError(f"messages of varying length are written as float32, not as {self.coding}")
-        longest = HEADER_BYTES + payload_bytes(math.prod(self.message_shape), self.coding)
+        if (self.coding == "index") != (self.messages is not None):
+            raise ValueError("finite messages, of which there is a number, are coded as index, and no others are")
+        numbers = math.prod(self.message_shape) if self.messages is None else index_bytes([self.messages])
+        longest = HEADER_BYTES + payload_bytes(numbers, self.coding)
         if self.bytes_most > longest or (
             self.fixed_length and (self.bytes_mean, self.bytes_most) != (longest, longest)
         ):
@@ -205,46 +224,14 @@ class Profile(_Strict):
         seen = set()
         for row in self.rows:
             _check_row(self, row)
-            seen.add((row.layer, row.operator, row.method, row.m, row.epsilon, row.coding))
+            seen.add(
+                (row.layer, row.operator, row.method, row.m, row.epsilon, row.coding, row.messages, row.obfuscator)
+            )
         if len(seen) < len(self.rows):
             raise ValueError("two rows are of the same cut, operator, method, components and coding")
         _check_cuts(self.rows)
         _check_codings(self.rows)
         return self
-
-
-def read_profile(path: str | Path) -> Profile:
-    """The profile in a file that `splitveil profile` has written.
-
-    Raises:
-        ProfileError: it is missing, damaged, of another version, or its numbers contradict each other.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        content = json.loads(text)
-    except FileNotFoundError as error:
-        raise ProfileError(f"{path} does not exist; make one with 'splitveil profile RUN'") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ProfileError(
-            f"{path} cannot be read as JSON ({error}); make it again with 'splitveil profile'"
-        ) from error
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version != SCHEMA_VERSION:
-        raise ProfileError(f"{path} is a profile of version {version}, but version {SCHEMA_VERSION} is read here; "
-                           "make it again, or update splitveil")  # fmt: skip
-    try:
-        return Profile.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "as a whole"
-        raise ProfileError(
-            f"{path} is not a valid profile ({place}: {first['msg']}); make it again with 'splitveil profile'"
-        ) from error
-
-
-def write_profile(path: str | Path, profile: Profile) -> None:
-    """Write a profile as JSON, whole or not at all; raises `RunError` where the folder cannot be written."""
-    write_json(Path(path), profile.model_dump(mode="json"))
 
 
 def _check_share(name: str, found: Interval, count: int, samples: int) -> None:
@@ -265,10 +252,10 @@ def _check_cuts(rows: Sequence[Row]) -> None:
 
 def _check_codings(rows: Sequence[Row]) -> None:
     """`choose` looks at one coding, and must find every cut and every m' there."""
-    found: dict[Coding, set[tuple[str, str, int | None]]] = {}
+    found: dict[FrameCoding, set[tuple[str, str, int | None, str | None]]] = {}
     for row in rows:
-        if row.fixed_length:
-            found.setdefault(row.coding, set()).add((row.layer, row.operator, row.m))
+        if row.fixed_length and row.messages is None:
+            found.setdefault(row.coding, set()).add((row.layer, row.operator, row.m, row.obfuscator))
     if len({frozenset(places) for places in found.values()}) > 1:
         raise ValueError("not every cut and m' was measured in the same codings")
 

@@ -10,13 +10,13 @@ from splitveil.codec import CODINGS
 from splitveil.errors import ProfileError
 from splitveil.linear import DEFAULT_TOP, Factors, FullyConnected, Operator, factorise
 from splitveil.linear.layers import read_layers
-from splitveil.obfuscate import DistortionBounded, DistortionFree, TopComponents
+from splitveil.obfuscate import Affine, DistortionBounded, DistortionFree, Tables, TopComponents
 from splitveil.split import SplitModel
 
 KEPT = (1, 2, 4, 8, 16, 32, 64)
 EPSILONS = (0.05, 0.1, 0.2, 0.4)
 
-Veil = TopComponents | DistortionFree | DistortionBounded
+Veil = TopComponents | DistortionFree | DistortionBounded | Affine | Tables
 
 
 def check_grid(kept: Sequence[int], epsilons: Sequence[float], codings: Sequence[str]) -> None:
