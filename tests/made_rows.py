@@ -28,9 +28,15 @@ def line(error: float) -> dict[str, Any]:
 
 
 def entry(
-    setting: dict[str, Any], target: float, attack: dict[str, float], components: int = 1, prior: float = 0.6
+    setting: dict[str, Any],
+    target: float,
+    attack: dict[str, float],
+    components: int = 1,
+    prior: float = 0.6,
+    messages: int | None = None,
+    edge_macs: int = 1000,
 ) -> dict[str, Any]:
-    """A setting's entry: target error, and the attack's error by attribute."""
+    """A setting's entry: target error, and the attack's error by attribute; finite messages have a certificate."""
     leaks = {
         name: {
             "best": "linear", "validation": {"linear": 1 - error, "trees": 0.0}, "accuracy": share(error),
@@ -38,8 +44,10 @@ def entry(
         }
         for name, error in attack.items()
     }  # fmt: skip
+    finite = {} if messages is None else {"messages": messages, "guess_bound": dict.fromkeys(attack, 0.2 * messages)}
     return {
-        "setting": setting, "components": components, "fixed_length": True, "leaks": leaks,
+        **finite, "edge_macs": edge_macs, "setting": setting, "components": components, "fixed_length": True,
+        "leaks": leaks,
         "target": {"val": share(target), "test": share(target), "right": pack(right(target))},
     }  # fmt: skip
 

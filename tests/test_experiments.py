@@ -631,8 +631,8 @@ def test_experiments_are_listed(splitveil: Callable[..., tuple[Any, ...]]) -> No
     code, shown, _ = splitveil("reproduce", "--json")
     assert code == 0
     assert set(json.loads(shown)["experiments"]) == {
-        "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "baselines", "cost", "reconstruction", "ablation",
-        "weights",
+        "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "baselines", "frontier", "cost", "reconstruction",
+        "ablation", "weights",
     }  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """Points: each defence at one cut, attacked or chosen on validation, as rows; which cells the figures share."""
 
+import itertools
 import json
 from dataclasses import asdict, replace
+from math import log2, prod
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,19 @@ import splitveil as sv
 from splitveil import measure
 from splitveil.attack import ATTACKS, Guess, View
 from splitveil.baselines import BASELINES
-from splitveil.experiments import grids, lines, pictures, points, reproduction
+from splitveil.experiments import grids, lines, ours, pictures, points, reproduction
 from splitveil.experiments.cells import Place, slug
-from splitveil.experiments.grids import CELEBA, adversarial, attributes, cuts, frontier, pruning, tradeoff
+from splitveil.experiments.grids import CELEBA, adversarial, attributes, baselines, cuts, frontier, pruning, tradeoff
+from splitveil.experiments.ours import FITTED
 from splitveil.experiments.points import PointsCell
 from splitveil.experiments.training import Settings
 from splitveil.measure.scores import unpack
+from splitveil.obfuscate import fit_obfuscator
 from splitveil.runs import Run
 from splitveil.train import accuracy
 
 REAL = Settings(precision="bfloat16")
+ATTACK_NAMES = [attack.name for attack in ATTACKS]
 
 
 def slugs(cells: list[PointsCell]) -> list[str]:
@@ -32,16 +37,16 @@ def slugs(cells: list[PointsCell]) -> list[str]:
 
 
 def test_figures_share_the_cells_of_our_method() -> None:
-    ours = set(slugs(tradeoff(REAL)))
-    assert len(ours) == 4 * 2 * 3  # data sets, recipes, seeds
-    for figure in (pruning, adversarial, frontier):
-        assert ours < set(slugs(figure(REAL)))
+    shared = set(slugs(tradeoff(REAL)))
+    assert len(shared) == 4 * 2 * 3  # data sets, recipes, seeds
+    for figure in (pruning, adversarial, baselines, frontier):
+        assert shared < set(slugs(figure(REAL)))
     at_cut_4 = [cell for cell in cuts(REAL) if (cell.cut, cell.defence) == (4, "top")]
     assert set(slugs(at_cut_4)) == {slug(cell) for cell in tradeoff(REAL) if cell.training == "paper"}
     assert set(slugs(attributes(REAL))) < set(slugs(adversarial(REAL)))
 
 
-@pytest.mark.parametrize("figure", [tradeoff, pruning, adversarial, attributes, frontier, cuts])
+@pytest.mark.parametrize("figure", [tradeoff, pruning, adversarial, attributes, baselines, frontier, cuts])
 def test_every_cell_has_a_name_of_its_own_and_json_values(figure: Any) -> None:
     for settings in (REAL, Settings(quick=True)):
         cells = figure(settings)
@@ -51,7 +56,7 @@ def test_every_cell_has_a_name_of_its_own_and_json_values(figure: Any) -> None:
 
 
 def test_every_baseline_has_its_whole_grid_on_every_data_set() -> None:
-    cells = [cell for cell in frontier(REAL) if cell.defence in BASELINES]
+    cells = [cell for cell in baselines(REAL) if cell.defence in BASELINES]
     for name, grid in BASELINES.items():
         for data in grids.DATA:
             its = [cell for cell in cells if (cell.defence, cell.data) == (name, data)]
@@ -77,6 +82,38 @@ def test_figure_3_has_every_cut_and_both_operators_at_convolutions() -> None:
     assert found == connected | patch | dense
     chosen = {(cell.cut, cell.defence) for cell in cuts(REAL) if cell.drop == 0.01}
     assert chosen == {(cut, "bounded") for cut in range(1, 7)} | {(cut, "top") for cut in (1, 2, 3)}
+
+
+def test_the_frontier_has_every_cut_and_begins_with_what_the_goal_is_judged_on() -> None:
+    cells = frontier(REAL)
+    assert {cell.cut for cell in cells} == {1, 2, 3, 4, 5, 6}
+    fitted = [cell for cell in cells if cell.defence in FITTED]
+    assert {cell.training for cell in fitted} == {"plain"}
+    assert all(cell.settings[0].get("m", 0) <= 16 for cell in fitted)
+    assert {cell.defence for cell in cells[:24]} == {"distilled", "codebook"}
+    assert {(cell.cut, cell.seed) for cell in cells[:24]} == {(4, 0), (5, 0), (6, 0)}
+    for name in ("distilled", "codebook"):
+        firm = {(cell.data, cell.cut, cell.seed) for cell in fitted if cell.defence == name and cell.cut >= 4}
+        assert firm == set(itertools.product(grids.DATA, (4, 5, 6), (0, 1, 2)))
+    for cut in range(1, 7):
+        assert {"distilled", "codebook", "server-aware", "device"} <= {
+            cell.defence for cell in cells if cell.cut == cut
+        }
+    assert {len(cell.attacks) for cell in fitted if cell.cut >= 4} == {7}
+    assert {set(ATTACK_NAMES) - set(cell.attacks) == {"de-censoring"} for cell in fitted if cell.cut < 4} == {True}
+
+
+def test_the_frontier_shares_the_cells_of_the_paper_at_cut_4() -> None:
+    assert set(slugs(baselines(REAL))) < set(slugs(frontier(REAL)))
+    heads = [cell for cell in frontier(REAL) if (cell.defence, cell.cut) == ("device", 4)]
+    widths = [setting["width"] for cell in heads for setting in cell.settings if cell.data == "pins"]
+    assert sorted(widths) == [0, 2, 4, 6, 7, 16, 32, 80, 128]  # none twice
+
+
+def test_there_are_at_least_as_many_messages_as_answers() -> None:
+    cells = [cell for cell in frontier(REAL) if cell.defence == "codebook"]
+    fewest = {(cell.data, cell.settings[-1]["messages"]) for cell in cells}
+    assert fewest == {("utkface", 2), ("celeba", 2), ("pins", 2), ("qmnist", 10)}
 
 
 # What a cell computes, on few images.
@@ -140,14 +177,14 @@ def test_a_cell_of_ours_holds_what_leakage_gives(few: sv.Dataset, place: Place) 
     for found, m in zip(numbers["points"], (8, 1), strict=True):
         assert (found["setting"], found["components"], found["message_bytes"]) == ({"m": m}, m, 16 + 4 * m)
         for name in ("digit", "other"):
-            ours = measure.leakage(model, sv.TopComponents(factors, m=m), few, hidden=name, attacks=[Regression()])
+            mine = measure.leakage(model, sv.TopComponents(factors, m=m), few, hidden=name, attacks=[Regression()])
             leak = found["leaks"][name]
-            assert leak["accuracy"]["value"] == pytest.approx(float(ours.attack), abs=0.03)
+            assert leak["accuracy"]["value"] == pytest.approx(float(mine.attack), abs=0.03)
             assert unpack(leak["right"], n).mean() == pytest.approx(leak["accuracy"]["value"])
-            assert found["target"]["test"]["value"] == pytest.approx(float(ours.target))
-            assert unpack(found["target"]["right"], n).mean() == pytest.approx(float(ours.target))
-            assert numbers["lines"][name]["raw"]["accuracy"]["value"] == pytest.approx(float(ours.raw), abs=0.03)
-            assert numbers["prior"][name]["value"] == float(ours.prior)
+            assert found["target"]["test"]["value"] == pytest.approx(float(mine.target))
+            assert unpack(found["target"]["right"], n).mean() == pytest.approx(float(mine.target))
+            assert numbers["lines"][name]["raw"]["accuracy"]["value"] == pytest.approx(float(mine.raw), abs=0.03)
+            assert numbers["prior"][name]["value"] == float(mine.prior)
 
 
 def test_reference_lines_are_computed_once(few: sv.Dataset, place: Place, tmp_path: Path) -> None:
@@ -205,6 +242,69 @@ def test_subjects_may_send_several_messages(place: Place, monkeypatch: pytest.Mo
     found = points.compute(cell(settings=({"m": 8},)), place, lambda *_: None).numbers
     assert set(found["points"][0]["leaks"]["digit"]["several"]) == {"1", "3"}
     assert set(found["lines"]["digit"]["raw"]["several"]) == {"1", "3"}
+
+
+def computed(place: Place, **changes: Any) -> dict[str, Any]:
+    numbers: dict[str, Any] = points.compute(cell(training="plain", **changes), place, lambda *_: None).numbers
+    return numbers
+
+
+def test_one_fit_serves_all_numbers_of_coefficients(
+    place: Place, few: sv.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(*args: Any, m: int, **more: Any) -> Any:
+        asked.append(m)
+        return fit_obfuscator(*args, m=m, **more)
+
+    monkeypatch.setattr(ours, "fit_obfuscator", counted)
+    numbers = computed(place, defence="server-aware", settings=({"m": 8}, {"m": 2}, {"m": 1}))
+    assert asked == [8]
+    assert [found["message_shape"] for found in numbers["points"]] == [[8], [2], [1]]
+    (folder,) = (place.runs / "models").glob("*-plain-0-*")
+    split = sv.SplitModel(Run(folder).model(), at=4)
+    alone = fit_obfuscator("server-aware", split, few.train, m=2)
+    answers = measure.view(split, alone, few.test)[1].argmax(1)
+    assert numbers["points"][1]["target"]["test"]["value"] == float((answers == few.test.y).double().mean())
+    assert all("messages" not in found for found in numbers["points"])
+
+
+def test_where_fewer_directions_matter_the_most_that_there_are_is_fitted(place: Place) -> None:
+    numbers = computed(place, cut=6, defence="server-aware", settings=({"m": 8}, {"m": 2}, {"m": 1}))
+    assert [found["setting"] for found in numbers["points"]] == [{"m": 1}]  # two answers, one difference of logits
+    assert [left["setting"] for left in numbers["left_out"]] == [{"m": 8}, {"m": 2}]
+
+
+@pytest.mark.parametrize("defence", ["codebook", "quantised"])
+def test_finite_messages_come_with_their_number_and_with_what_it_proves(
+    place: Place, few: sv.Dataset, defence: str
+) -> None:
+    numbers = computed(place, defence=defence, settings=({"messages": 8}, {"messages": 2}))
+    shares = sorted((few.test.hidden["digit"].bincount() / len(few.test)).tolist(), reverse=True)
+    for found, asked in zip(numbers["points"], (8, 2), strict=True):
+        assert 2 <= found["messages"] <= asked
+        assert found["messages"] == prod(found["facts"]["levels"])
+        assert found["bits"] == pytest.approx(log2(found["messages"]))
+        assert found["guess_bound"]["digit"] == pytest.approx(sum(shares[: found["messages"]]))
+        assert unpack(found["leaks"]["digit"]["right"], len(few.test)).mean() <= found["guess_bound"]["digit"]
+        assert "frequencies" in found["leaks"]["digit"]["validation"]
+    assert numbers["points"][-1]["guess_bound"]["digit"] < 0.7  # the case says something
+
+
+def test_raw_maps_meet_few_attacks_and_the_other_lines_are_the_models(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "ATTACKS", (Regression(), *(one for one in ATTACKS if one.name == "gradient-boosting")))
+    monkeypatch.setattr(points, "ON_MAPS", ("linear",))
+    names = ("linear", "gradient-boosting")
+    same: dict[str, Any] = {"defence": "pruning", "settings": ({"m": 4},), "attacks": names}
+    at_3, at_4 = (computed(place, cut=cut, **same)["lines"]["digit"] for cut in (3, 4))
+    assert set(at_3["raw"]["validation"]) == {"linear"}
+    assert set(at_4["raw"]["validation"]) == set(names)
+    assert (at_3["label"], at_3["logits"]) == (at_4["label"], at_4["logits"])
+    met = computed(place, cut=3, **same)["points"][0]["leaks"]["digit"]["validation"]
+    assert set(met) == set(names)
 
 
 def test_pictures_are_scored_and_kept_out_of_the_results(place: Place) -> None:

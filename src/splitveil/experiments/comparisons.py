@@ -68,11 +68,12 @@ def by_setting(seeds: Seeds, hidden: str) -> list[tuple[dict[str, Any], Estimate
             summary([one.numbers["leaks"][hidden]["accuracy"] for one in its]),
             fmean(one.target_validation for one in its),
         )
-        for its in _grouped(seeds)
+        for its in grouped(seeds)
     ]
 
 
-def _grouped(seeds: Seeds) -> list[list[Point]]:
+def grouped(seeds: Seeds) -> list[list[Point]]:
+    """The points of each setting, over the seeds."""
     groups: dict[str, list[Point]] = {}
     for points in seeds.values():
         for one in points:
@@ -167,7 +168,7 @@ def several_table(rows: Sequence[Row]) -> str:
             known = list(_by_seed(rows, data, hidden, 4, training).values())
             sent = [
                 (setting_text(its[0].setting), [one.numbers["leaks"][hidden].get("several", {}) for one in its])
-                for its in _grouped(seeds)
+                for its in grouped(seeds)
             ]
             sent += [
                 (line, [one["lines"][hidden][line].get("several", {}) for one in known]) for line in ("logits", "raw")

@@ -1,7 +1,7 @@
 """Defences at one cut as sets of points, and compared at equal target accuracy, matched on validation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from splitveil.errors import ExperimentError
@@ -26,6 +26,8 @@ class Point:
         target_validation, attack_validation: accuracy of the answers, and of the strongest attack, shares of 1.
         target, attack: which of the n test samples are answered and guessed right, (n,).
         numbers: the row's own entry.
+        beside: what stands beside it in the row, which of the n test samples are answered right by its "undefended"
+            model, and guessed right by the reference attacks "label", "logits" and "raw".
     """
 
     setting: dict[str, Any]
@@ -34,6 +36,7 @@ class Point:
     target: Bits
     attack: Bits
     numbers: dict[str, Any]
+    beside: Mapping[str, Bits] = field(default_factory=dict)
 
 
 Seeds = Mapping[int, Sequence[Point]]
@@ -68,9 +71,9 @@ def curves(rows: Sequence[Row], data: str, hidden: str, cut: int = 4, operator: 
         name = _name(row.config)
         if name is None or (row.config["cut"], row.config["operator"]) != (cut, operator):
             continue
-        points = [
-            point_of(one, hidden, row.numbers["n_test"]) for one in row.numbers["points"] if hidden in one["leaks"]
-        ]
+        entries = [one for one in row.numbers["points"] if hidden in one["leaks"]]
+        beside = _beside(row.numbers, hidden) if entries else {}
+        points = [replace(point_of(one, hidden, row.numbers["n_test"]), beside=beside) for one in entries]
         if points:
             found.setdefault(name, {}).setdefault(row.config["seed"], []).extend(points)
     return dict(sorted(found.items(), key=lambda item: (item[0] != OURS, item[0] != OURS_PLAIN)))
@@ -90,6 +93,12 @@ def point_of(one: dict[str, Any], hidden: str, n: int) -> Point:
         one["setting"], target["val"]["value"], leak["validation"][leak["best"]],
         unpack(target["right"], n), unpack(leak["right"], n), one,
     )  # fmt: skip
+
+
+def _beside(numbers: dict[str, Any], hidden: str) -> dict[str, Bits]:
+    packed = {name: line["right"] for name, line in numbers["lines"][hidden].items()}
+    packed["undefended"] = numbers["undefended"]["right"]
+    return {name: unpack(right, numbers["n_test"]) for name, right in packed.items()}
 
 
 def undefended(rows: Sequence[Row], data: str) -> tuple[float, Bits]:

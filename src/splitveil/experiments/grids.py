@@ -1,13 +1,16 @@
 """Which defences at which settings each figure needs, as cells; figures share the cells that they have in common."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from splitveil.attack import ATTACKS
 from splitveil.baselines import BASELINES
+from splitveil.experiments.lines import ON_MAPS
 from splitveil.experiments.points import PointsCell, only, settings_of
 from splitveil.experiments.training import HIDDEN, KEPT, Settings, data_names
+from splitveil.obfuscate import FINITE
 
 DATA = ("utkface", "celeba", "qmnist", "pins")
 SEEDS = (0, 1, 2)
@@ -16,9 +19,17 @@ CUT = 4
 DROP = 0.01
 CELEBA = ("Male", "Heavy_Makeup", "High_Cheekbones", "Mouth_Slightly_Open", "Wearing_Lipstick", "Attractive")
 TRAIN_A_NETWORK = ("adversarial", "bottleneck", "blur")
-ON_MAPS = ("server-architecture", "linear", "neighbours")  # the others would take hours on 17,000 numbers
 PATCH = (64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1)
 DENSE = (1024, 512, 256, 128, 64, 32)
+CONVOLUTIONS = (1, 2, 3)
+COEFFICIENTS = (16, 8, 4, 2, 1)
+MESSAGES = dict.fromkeys(("utkface", "celeba", "pins"), (64, 16, 8, 4, 2)) | dict.fromkeys(
+    ("qmnist", "digit-pairs"), (64, 32, 16, 12, 10)
+)
+"""How many messages finite ones have: from 64 to the number of answers, 2 or 10."""
+WIDTHS = (128, 80, 32, 16)
+"""Of the answer on the device: as much as our encoders cost where these have a hidden layer, and m' = 16 without."""
+DEFAULTS = ("distilled", "codebook")
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
@@ -51,6 +62,28 @@ class _Grid:
     def hidden(self, data: str, seed: int) -> tuple[str, ...]:
         """The attributes of figure 7 where it needs them."""
         return CELEBA if data == "celeba" and seed == 0 else (HIDDEN[data],)
+
+    def ours(self, data: str, defence: str, cut: int, seed: int) -> PointsCell:
+        """One of ours, or of the baselines that every cut has beside them, on plain training."""
+        names = tuple(attack.name for attack in ATTACKS)
+        narrow = tuple(name for name in names if name != "de-censoring")
+        more: dict[str, Any] = {} if self.quick else {"attacks": narrow if cut in CONVOLUTIONS else names}
+        return self.cell(data, defence, self.settings_at(data, defence, cut), cut=cut, seed=seed, **more)
+
+    def settings_at(self, data: str, defence: str, cut: int) -> Sequence[dict[str, Any]]:
+        """The settings of a defence, from the weakest to the strongest privacy."""
+        if defence in FINITE:
+            found = [{"messages": count} for count in MESSAGES[data]]
+        elif defence == "top":
+            found = [{"m": m} for m in KEPT]
+        elif defence == "device":
+            found = [{"width": width} for width in WIDTHS]
+            found += list(settings_of(defence)) if cut != CUT else []  # at this cut they have a cell already
+        elif defence in BASELINES:
+            found = list(settings_of(defence))
+        else:
+            found = [{"m": m} for m in COEFFICIENTS]
+        return found[::2] if self.quick else found
 
     def baseline(self, data: str, name: str) -> list[PointsCell]:
         settings = settings_of(name)[: 1 if self.quick else None]
@@ -89,7 +122,7 @@ def attributes(settings: Settings) -> list[PointsCell]:
     return [cell for cell in found if cell.seed == SEEDS[0]]
 
 
-def frontier(settings: Settings) -> list[PointsCell]:
+def baselines(settings: Settings) -> list[PointsCell]:
     """Every baseline at its whole tuning grid, beside our method."""
     return [*tradeoff(settings), *_baselines(settings, tuple(BASELINES))]
 
@@ -97,6 +130,40 @@ def frontier(settings: Settings) -> list[PointsCell]:
 def _baselines(settings: Settings, names: Sequence[str]) -> list[PointsCell]:
     grid = _Grid(settings)
     return [cell for name in names for data in grid.names() for cell in grid.baseline(data, name)]
+
+
+def frontier(settings: Settings) -> list[PointsCell]:
+    """Our obfuscators after plain training and the baselines, at every cut; what tells most comes first."""
+    grid = _Grid(settings)
+    if grid.quick:
+        return [
+            cell
+            for data in grid.names()
+            for cell in (
+                *(grid.ours(data, name, CUT, 0) for name in ("distilled", "codebook", "top")),
+                *grid.baseline(data, "device"),
+            )
+        ]
+
+    def every(names: Sequence[str], at: Sequence[int], seeds: Sequence[int] = SEEDS[:1]) -> list[PointsCell]:
+        wanted = itertools.product(seeds, at, names, grid.names())
+        return [grid.ours(data, name, cut, seed) for seed, cut, name, data in wanted]
+
+    connected, maps = (4, 5, 6), (3, 2)
+    found = [
+        *every(DEFAULTS, connected),
+        *_baselines(settings, ("device",)), *every(("device",), connected),
+        *tradeoff(settings), *(_connected(grid, data, cut, 0)[0] for cut in connected[1:] for data in grid.names()),
+        *_baselines(settings, ("pruning", "adversarial")),
+        *every(DEFAULTS, connected, SEEDS[1:]),
+        *every(("server-aware", "quantised", "covariance-aware"), connected),
+        *every((*DEFAULTS, "device"), maps),
+        *every(("top", "pruning", "pca"), connected[1:]),
+        *every(("server-aware", "quantised", "covariance-aware", "top", "pruning", "pca"), maps),
+        *every((*DEFAULTS, "device", "server-aware"), (1,)),
+        *_baselines(settings, tuple(BASELINES)),
+    ]  # fmt: skip
+    return list({repr(cell): cell for cell in found}.values())
 
 
 def cuts(settings: Settings) -> list[PointsCell]:

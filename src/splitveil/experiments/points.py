@@ -1,34 +1,35 @@
 """One defence at one cut, at all its settings: what its answers are worth, and what each message leaks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from splitveil.attack import ATTACKS
+from splitveil.attack import ATTACKS, Attack
 from splitveil.baselines import BASELINES, Defended, Undefended
+from splitveil.certificate import Certificate
 from splitveil.cost import edge_cost
 from splitveil.data import Dataset, Part, load_data
-from splitveil.errors import DistortionError
+from splitveil.errors import DistortionError, ExperimentError
 from splitveil.experiments.accuracy import Numbers
 from splitveil.experiments.cells import Place, Report, Result
-from splitveil.experiments.lines import kept_lines
+from splitveil.experiments.lines import ON_MAPS, kept_lines
+from splitveil.experiments.ours import OURS, Fitted, fit_ours
 from splitveil.experiments.training import trained, within
-from splitveil.linear import factorise
 from splitveil.measure import Leakage, References, leakages, view
 from splitveil.measure.scores import pack
-from splitveil.message import Obfuscator
-from splitveil.obfuscate import DistortionBounded, DistortionFree, TopComponents
 from splitveil.split import SplitModel
 from splitveil.statistics import proportion
 from splitveil.train import Recipe, accuracy, predict
 
 SUBJECTS = ("writer", "identity")  # attributes of which one value is one person, who may send several messages
 SEVERAL = (1, 5, 15)
-OURS = ("top", "free", "bounded")
+CONNECTED = 4
+"""The first cut at a fully connected layer."""
 _FOLDERS = {"plain": "plain", "paper": "all"}  # what the ablation calls the two recipes
 
 
@@ -41,14 +42,15 @@ class PointsCell:
         training: recipe of the model that is defended, "plain" or "paper".
         seed, epochs, precision: of the training, see `Recipe`; the seed is the attacks' too.
         cut: where the model is cut.
-        operator: of our own defences at convolutions.
-        defence: "top", "free", "bounded", or a name of `BASELINES`.
+        operator: of "top", "free" and "bounded" at convolutions.
+        defence: a name of `OURS` or of `BASELINES`.
         settings: of the defence, each a mapping.
         drop: attack only the setting of least accuracy whose drop on validation is at most this share; where
             None, all are attacked. The drop is measured against the best on validation of the plainly trained models.
         plain_seeds: of these models.
         hidden: attributes to guess; a supervised defence is told the first.
-        attacks: names of the adversaries.
+        attacks: names of the adversaries that messages meet. Where they are more than `ON_MAPS` at a convolution, the
+            raw feature meets those of `ON_MAPS` alone.
     """
 
     data: str
@@ -87,13 +89,12 @@ def compute(cell: PointsCell, place: Place, report: Report) -> Result:
     fitted, left_out = _fit(cell, model, data, within(report, 0.2, 0.6))
     chosen, targets = _chosen(cell, fitted, data, place, report)
     fitted_at = time.perf_counter()
-    attacks = [attack for attack in ATTACKS if attack.name in cell.attacks]
+    attacks = _named(cell.attacks)
     same: dict[str, Any] = {
         "hidden": cell.hidden, "attacks": attacks, "seed": cell.seed,
         "several": SEVERAL if set(cell.hidden) & set(SUBJECTS) else (),
     }  # fmt: skip
-    label = f"{cell.data}-{cell.training}-{cell.seed}"
-    lines = kept_lines(label, split, data, place, progress=within(report, 0.6, 0.8), **same)
+    lines = _references(cell, split, data, place, report, same)
     pairs = [(fitted[index][1].split, fitted[index][1].veil) for index in chosen]
     leaks = leakages(pairs, data, references=lines, progress=within(report, 0.8, 1.0), **same)
     numbers = {
@@ -111,70 +112,51 @@ def compute(cell: PointsCell, place: Place, report: Report) -> Result:
     return Result(data.digest, numbers, seconds)
 
 
+def _named(names: Sequence[str]) -> list[Attack]:
+    """The adversaries of these names, each of which must exist: one that is left out unnoticed looks like privacy."""
+    known = {attack.name: attack for attack in ATTACKS}
+    if unknown := [name for name in names if name not in known]:
+        raise ExperimentError(f"there is no attack {unknown[0]!r}; choose from {', '.join(known)}")
+    return [attack for name, attack in known.items() if name in names]
+
+
 def _model(cell: PointsCell, training: str, seed: int, data: Dataset, place: Place, report: Report) -> nn.Module:
     label, recipe = f"{cell.data}-{_FOLDERS[training]}-{seed}", cell.recipe(training, seed)
     return trained("models", label, recipe, cell.data, data, place, within(report, 0.0, 0.2))[0]
 
 
-Fitted = list[tuple[dict[str, Any], Defended]]
-
-
 def _fit(cell: PointsCell, model: nn.Module, data: Dataset, progress: Any) -> tuple[Fitted, list[Numbers]]:
     """The defence at each setting, and the settings that are not possible here with the reason."""
     if cell.defence in OURS:
-        return _ours(cell, SplitModel(model, at=cell.cut), data)
-    defences = {json_of(defence): defence for defence in BASELINES[cell.defence]}
+        split = SplitModel(model, at=cell.cut)
+        same: dict[str, Any] = {"operator": cell.operator, "seed": cell.seed, "progress": progress}
+        return fit_ours(cell.defence, cell.settings, split, data, **same)
+    kind: Any = type(BASELINES[cell.defence][0])
     fitted: Fitted = []
     for index, setting in enumerate(cell.settings):
         progress(index, len(cell.settings), f"{cell.defence} {setting}")
-        defence = defences[json_of(setting)]
         recipe = cell.recipe(cell.training, cell.seed)
-        fitted.append((setting, defence.fit(Undefended(model, cell.cut, data, recipe, cell.hidden[0], None))))
+        fitted.append((setting, kind(**setting).fit(Undefended(model, cell.cut, data, recipe, cell.hidden[0], None))))
     return fitted, []
+
+
+def _references(
+    cell: PointsCell, split: SplitModel, data: Dataset, place: Place, report: Report, same: dict[str, Any]
+) -> dict[str, References]:
+    """The reference lines; those of labels and logits are the model's, whatever the cut."""
+    kept: Any = partial(kept_lines, f"{cell.data}-{cell.training}-{cell.seed}", data=data, place=place)
+    if cell.cut >= CONNECTED or set(cell.attacks) <= set(ON_MAPS):
+        return kept(split=split, progress=within(report, 0.6, 0.8), **same)  # type: ignore[no-any-return]
+    of_maps = _named(ON_MAPS)
+    on_raw = kept(split=split, progress=within(report, 0.6, 0.7), **{**same, "attacks": of_maps})
+    connected = SplitModel(split.model, at=CONNECTED)
+    known = kept(split=connected, progress=within(report, 0.7, 0.8), **{**same, "attacks": ATTACKS})
+    return {name: replace(its, raw=on_raw[name].raw) for name, its in known.items()}
 
 
 def settings_of(name: str) -> tuple[dict[str, Any], ...]:
     """The grid of a baseline, as JSON values."""
-    return tuple(_setting(defence) for defence in BASELINES[name])
-
-
-def json_of(setting: Any) -> str:
-    """A key for a setting, given as such or as a defence."""
-    return repr(sorted((setting if isinstance(setting, dict) else _setting(setting)).items()))
-
-
-def _setting(defence: Any) -> dict[str, Any]:
-    return {key: value for key, value in asdict(defence).items() if key not in ("name", "supervised")}
-
-
-def _ours(cell: PointsCell, split: SplitModel, data: Dataset) -> tuple[Fitted, list[Numbers]]:
-    x = data.val.images(slice(0, 64)).to(split.device)
-    with torch.no_grad():
-        z = split.client(x)
-    # All factors of a dense convolution would take minutes and gigabytes.
-    large = cell.operator == "dense" and not isinstance(split.server_layer, nn.Linear)
-    most = max(setting["m"] for setting in cell.settings) if cell.defence == "top" else LARGEST_DENSE
-    rank = min(most, z[0].numel()) if large else None
-    factors = factorise(split.server_layer, feature_shape=tuple(z.shape[1:]), operator=cell.operator, rank=rank)  # type: ignore[arg-type]
-    fitted: Fitted = []
-    left_out: list[Numbers] = []
-    for setting in cell.settings:
-        veil: Obfuscator
-        if cell.defence == "top":
-            if setting["m"] > len(factors.s):
-                left_out.append({"setting": setting, "why": f"the layer has {len(factors.s)} components"})
-                continue
-            veil = TopComponents(factors, **setting)
-        elif cell.defence == "free":
-            veil = DistortionFree(factors)
-        else:
-            veil = DistortionBounded(factors, relative=True, **setting)
-        fitted.append((setting, Defended(split, veil)))
-    return fitted, left_out
-
-
-LARGEST_DENSE = 1024
-"""Components of a dense convolution that are computed at most where a distortion decides how many are sent."""
+    return tuple(asdict(defence) for defence in BASELINES[name])  # type: ignore[call-overload]
 
 
 def _chosen(
@@ -228,8 +210,18 @@ def _point(setting: dict[str, Any], defended: Defended, leaks: dict[str, Leakage
         "target": {
             "val": first.target_validation.as_row(), "test": first.target.as_row(), "right": pack(first.answered),
         },
-        "leaks": {name: _leak(leak) for name, leak in leaks.items()},
+        "leaks": {name: _leak(leak) for name, leak in leaks.items()}, **_certified(defended, leaks, data),
     }  # fmt: skip
+
+
+def _certified(defended: Defended, hidden: Iterable[str], data: Dataset) -> Numbers:
+    """Of finite messages how many there are, and the bound on every adversary's accuracy on the test part."""
+    if (messages := defended.veil.message.distinct) is None:
+        return {}
+    certificate = Certificate(messages=messages)
+    shares = {name: torch.bincount(data.test.hidden[name]).double() / len(data.test) for name in hidden}
+    bounds = {name: certificate.guess_bound(priors=share.tolist()) for name, share in shares.items()}
+    return {"messages": messages, "bits": certificate.bits, "guess_bound": bounds}
 
 
 def _leak(leak: Leakage) -> Numbers:

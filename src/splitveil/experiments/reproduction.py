@@ -1,7 +1,7 @@
 """Running an experiment: compute the rows that are missing, then make table, plot and page from rows alone."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from splitveil.data import Progress
 from splitveil.errors import ExperimentError
-from splitveil.experiments import ablation, costs, grids, pictures, points, signal, tradeoffs, weights
+from splitveil.experiments import ablation, costs, excess, grids, pictures, points, signal, tradeoffs, weights
 from splitveil.experiments.cells import Cell, Compute, Place, Row, chosen_rows, read_rows, row_path
 from splitveil.experiments.plots import ablation_plot
 from splitveil.experiments.sweep import Failure, Sweep, sweep
@@ -32,6 +32,7 @@ class Experiment:
         plot: a figure from rows.
         rows: the folder of the rows, which experiments of the same kind of cell share; its own name where empty.
         paper: whether it is a figure or statement of the paper, and so belongs to "all".
+        more: further figures from rows, by the names of their files without ".svg".
     """
 
     summary: str
@@ -41,6 +42,7 @@ class Experiment:
     plot: Callable[[Sequence[Row]], Figure] | None = None
     rows: str = ""
     paper: bool = True
+    more: Mapping[str, Callable[[Sequence[Row]], Figure]] = field(default_factory=dict)
 
 
 EXPERIMENTS = {
@@ -74,7 +76,12 @@ EXPERIMENTS = {
     ),
     "baselines": Experiment(
         "every baseline at its whole tuning grid, beside ours, at cut 4",
-        grids.frontier, points.compute, tradeoffs.frontier_table, tradeoffs.frontier_plot, "points",
+        grids.baselines, points.compute, tradeoffs.frontier_table, tradeoffs.frontier_plot, "points",
+    ),
+    "frontier": Experiment(
+        "our obfuscators and every baseline at every cut: target error against excess leakage, and the goal",
+        grids.frontier, points.compute, excess.table, excess.plot, "points", paper=False,
+        more={"cuts": excess.cuts_plot},
     ),
     "reconstruction": Experiment(
         "images that a trained decoder recovers from the messages at cut 4",
@@ -199,6 +206,9 @@ def _write(name: str, out: Path, rows: Sequence[Row], table: str, pictures: Path
     if figure:
         files.append(out / "plot.svg")
         write_figure(files[-1], figure)
+    for other, draw in experiment.more.items():
+        files.append(out / f"{other}.svg")
+        write_figure(files[-1], draw(rows))
     files.append(out / "page.html")
     shown = [pictures / row.numbers["picture"] for row in rows if "picture" in row.numbers]
     there = [path.read_bytes() for path in shown if is_there(path)]

@@ -9,7 +9,9 @@ from splitveil.errors import ExperimentError
 from splitveil.experiments.areas import area
 from splitveil.experiments.cells import Row
 from splitveil.experiments.comparisons import pairs_of, points_of
+from splitveil.experiments.excess import goal_parts
 from splitveil.experiments.frontier import OURS, curves
+from splitveil.experiments.goals import DEFAULTS
 from splitveil.experiments.tables import markdown, percent
 from splitveil.experiments.verdicts import CLAIMS, Claim, Verdict
 
@@ -23,7 +25,7 @@ _TITLES = {
     "baselines": "Every baseline",
     "cost": "Section 4.3: bytes and edge compute",
 }
-_OF_POINTS = ("fig3", "fig4", "fig5", "fig6", "fig7", "baselines")
+_OF_POINTS = ("fig3", "fig4", "fig5", "fig6", "fig7", "baselines", "frontier")
 _HOW = (
     "Made from the rows in `results/` by `splitveil reproduce`; no number is written by hand. Accuracies and drops are "
     "in %, differences in points, each with its 95 % interval: a bootstrap over the test samples, the same resamples "
@@ -38,15 +40,25 @@ def summary_page(rows_by_experiment: Mapping[str, Sequence[Row]]) -> str:
     """The Markdown of ``docs/results.md``.
 
     Args:
-        rows_by_experiment: the rows of each experiment by its name, "fig2" to "fig7", "baselines" and "cost"; those
-            without rows may be missing, and are said to be not measured.
+        rows_by_experiment: the rows of each experiment by its name, "fig2" to "fig7", "baselines", "cost" and
+            "frontier"; those without rows may be missing, and are said to be not measured.
     """
     points = _distinct(row for name in _OF_POINTS for row in rows_by_experiment.get(name, ()))
     verdicts = [(claim, _judged(claim, rows_by_experiment.get(claim.figure, ()))) for claim in CLAIMS]
     sections = [_section(name, verdicts, bool(rows_by_experiment.get(name))) for name in _TITLES]
-    parts = ["# Results", _HOW, _verdicts_part(verdicts), *_ran(rows_by_experiment, points)]
+    parts = ["# Results", _HOW, *_frontier(rows_by_experiment.get("frontier", ()))]
+    parts += [_verdicts_part(verdicts), *_ran(rows_by_experiment, points)]
     parts += [*_strongest(points), *_areas(rows_by_experiment.get("baselines", ())), *sections]
     return "\n\n".join(parts) + "\n"
+
+
+def _frontier(rows: Sequence[Row]) -> list[str]:
+    """The goal of this library, once it has been measured anywhere."""
+    if not any(row.config["defence"] in DEFAULTS for row in rows):
+        return []
+    picture = "![Target error against excess leakage at cut 4](../results/frontier/plot.svg)"
+    more = "[Every cut](../results/frontier/cuts.svg), [all numbers](../results/frontier/table.md)"
+    return [*goal_parts(rows), picture, more]
 
 
 def _judged(claim: Claim, rows: Sequence[Row]) -> Verdict:
@@ -77,7 +89,17 @@ def _ran(rows_by_experiment: Mapping[str, Sequence[Row]], points: Sequence[Row])
     everything = _distinct(row for rows in rows_by_experiment.values() for row in rows)
     hours = sum(_seconds(row.seconds) for row in everything) / 3600
     devices = " and ".join(sorted({row.device for row in everything}))
-    heads = ["data", "cuts", "rows", "seeds of ours", "seeds of others", "epochs", "precision", "hidden", "attacks"]
+    heads = [
+        "data",
+        "cuts",
+        "rows",
+        "seeds, paper's recipe",
+        "seeds, plain",
+        "epochs",
+        "precision",
+        "hidden",
+        "attacks",
+    ]
     took = (
         f"The {len(everything)} rows took {hours:.1f} hours on {devices or 'nothing'}, summed over rows, so that those "
         "which ran side by side count each; models that were trained before do not count."
