@@ -1,0 +1,117 @@
+"""An obfuscator fitted to a trained model, in a run's folder of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from splitveil.data import Dataset, Part, Progress, load_unlabelled
+from splitveil.errors import ModelError, RunError
+from splitveil.files import write_json
+from splitveil.obfuscate import Affine, Method, Tables, fit_obfuscator, write_obfuscator
+from splitveil.runs.manifest import (
+    MANIFEST,
+    OBFUSCATOR,
+    DataSource,
+    Fitted,
+    ImageSource,
+    Manifest,
+    check_free,
+    versions,
+)
+from splitveil.runs.own import NamedModel, find_model
+from splitveil.runs.run import Run
+from splitveil.runs.trust import remember
+from splitveil.split import SplitModel
+
+
+def obfuscate_run(
+    out: str | Path,
+    model: str | Path,
+    *,
+    at: int | str,
+    method: Method,
+    images: str | Path | None = None,
+    m: int | None = None,
+    messages: int | None = None,
+    size: tuple[int, int] | None = None,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    trust: bool = False,
+    root: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Affine | Tables:
+    """Fit an obfuscator to a trained model and unlabelled images, and write the run's folder ``out``.
+
+    No label is read, neither target nor hidden.
+
+    Args:
+        out: the run's folder; it must not hold one yet.
+        model: a run's folder, a file of ``torch.export.save``, or ``package.module:function``.
+        at: a cut's number, or a module's name.
+        method: see `fit_obfuscator`, as for ``m``, ``messages`` and ``seed``.
+        images: a folder of images, at any depth; the training part of the run's own data where not given.
+        m: coefficients.
+        messages: different messages at most.
+        size: height and width of the model's images, where it does not say.
+        classes: names of the model's answers; numbers, or those of the run's data, where not given.
+        seed: of what is drawn.
+        device: where to fit.
+        trust: see `Run`.
+        root: the folder of the data sets.
+        progress: called as (done, in all, text).
+
+    Returns:
+        The obfuscator.
+
+    Raises:
+        RunError: the folder is taken or cannot be written; or no images are named, and the model has none.
+        ModelError: there is no such model, it does not map images to logits, or the classes are not as many.
+        DataError: the images cannot be read.
+        SplitError: the model cannot be cut there (`NoLinearLayerError`: the method needs a linear layer).
+        RankError: m or messages do not go with the method, or there are not so many directions.
+    """
+    folder = Path(out)
+    check_free(folder)
+    named = find_model(str(model), size=size, trust=trust)
+    answers = _answers(named, classes)
+    split = SplitModel(named.model.to(device), at=at)
+    part, source = _images(named, model, images, root, progress)
+    veil = fit_obfuscator(method, split, part, m=m, messages=messages, seed=seed, progress=progress)
+    fitted = Fitted(cut=split.layer_name, method=method, m=m, messages=messages, seed=seed)
+    manifest = Manifest(model=named.source, data=source, obfuscator=fitted, classes=answers, versions=versions())
+    named.write(folder)
+    write_obfuscator(folder / OBFUSCATOR, veil)
+    # Last, so that a folder with a manifest is a whole run.
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    remember(folder)
+    return veil
+
+
+def _answers(named: NamedModel, classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    if classes is None:
+        return named.classes
+    if len(classes) != named.source.n_classes or len(set(classes)) != len(classes):
+        raise ModelError(
+            f"{len(set(classes))} different class names are given, but the model has {named.source.n_classes} answers; "
+            "name each once, in the order of the logits"
+        )
+    return tuple(classes)
+
+
+def _images(
+    named: NamedModel, model: str | Path, images: str | Path | None, root: str | Path | None, progress: Progress | None
+) -> tuple[Part, DataSource | ImageSource]:
+    """What to fit to, and where it came from."""
+    source = named.data
+    if images is None and source is None:
+        raise RunError(f"no images are named, and {model} comes with none; name a folder of images: --images FOLDER")
+    if images is None and isinstance(source, DataSource):
+        data: Dataset = Run(model, trust=True).data(root, progress)
+        return data.train, source
+    place = Path(images if images is not None else source.folder).expanduser().resolve()  # type: ignore[union-attr]
+    found = load_unlabelled(place, named.source.input_shape, progress=progress)
+    # A part, so that the images stay small in memory; its labels are not read, and there are none.
+    part = Part(found.fitted, torch.empty(0, dtype=torch.int64))
+    return part, ImageSource(folder=str(place), digest=found.digest)
