@@ -1,6 +1,7 @@
 """A user's own trained model: read from a file or made by a function, and cut at its own names."""
 
 import copy
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,17 @@ def test_a_file_of_another_kind_is_refused(
     capfd.readouterr()
     with pytest.raises(ModelError, match=sentence):
         load_exported(tmp_path / "model.pt2")
+
+
+def test_a_damaged_file_is_no_traceback_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger, records = logging.getLogger("torch.export"), []
+    monkeypatch.setattr(logger, "handle", records.append)
+    level = logger.level
+    (tmp_path / "model.pt2").write_bytes(b"no archive")
+    with pytest.raises(ModelError):
+        load_exported(tmp_path / "model.pt2")
+    assert not records
+    assert logger.level == level
 
 
 @pytest.fixture

@@ -98,7 +98,9 @@ class Budget:
         if wanted is None and (window is not None or change):
             raise BudgetError("a window or a change of limits goes with a limit in bits; give that, too")
         if wanted is None and not is_there(self.path):
-            raise BudgetError(f"there is no budget {self.path}; give a limit in bits to begin one")
+            raise BudgetError(
+                f"there is no budget {self.path}; give a limit in bits to begin one (limit_bits, --bits, or --budget-bits)"
+            )
         with self._transaction("IMMEDIATE" if wanted else "DEFERRED", "rwc" if wanted else "rw") as ledger:
             if wanted and self.path.stat().st_size == 0:  # new, or who began it crashed before the end
                 self._begin(ledger, wanted)
@@ -109,7 +111,7 @@ class Budget:
                 if not change:
                     raise BudgetError(
                         f"the budget {self.path} allows {found}, not {wanted}; open it without a limit to keep that, "
-                        "or change it on purpose: change=True, or 'splitveil budget FILE --bits'"
+                        "or change it on purpose with 'splitveil budget FILE --bits' (in Python change=True)"
                     )
                 ledger.execute("UPDATE settings SET limit_bits = ?, window = ?", (limit_bits, window))
 
@@ -203,7 +205,7 @@ class Budget:
     def _refusal(self, cost: float, left: float, limits: Limits, now: float) -> str:
         behind = now - self._clock()
         if limits.window is None:
-            advice = "ask nothing more of this subject, or decide to allow more"
+            advice = "ask nothing more of this subject, or allow more with 'splitveil budget FILE --bits'"
         elif behind > 1:
             advice = f"the clock stands {behind:.0f} s before the last debit and nothing expires until then, so set it"
         else:

@@ -43,7 +43,10 @@ def export(
     confidence: Annotated[float, typer.Option("--confidence", help="Of that proof.")] = 0.95,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="Of the model on the server (letters, digits, . - _); else the data set's."),
+        typer.Option(
+            "--name",
+            help="Of the model on the server (letters, digits, . - _); else the data set's, or the folder's of a run of 'obfuscate'.",
+        ),
     ] = None,
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="PEM file of an Ed25519 private key to sign with.")

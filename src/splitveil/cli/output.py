@@ -35,13 +35,13 @@ def print_json(content: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table for people; numbers are to be formatted before."""
+    """A table for people; numbers are to be formatted before, and what does not apply is None."""
     # Text, because names and paths may hold what rich would read as markup.
     table = Table()
     for column in columns:
         table.add_column(Text(column))
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
     typer.echo(title)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 

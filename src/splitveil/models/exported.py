@@ -1,5 +1,6 @@
 """A model from a file of torch.export, as a module whose layers go by the names that they had in the original."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ def load_exported(path: Path) -> fx.GraphModule:
 def _read(path: Path) -> torch.export.ExportedProgram:
     if not path.is_file():
         raise ModelError(f"there is no file {path}; name one that torch.export.save has written")
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # of a file that it cannot read, torch logs the whole traceback
     try:
         return torch.export.load(path)
     except Exception as error:  # torch raises whatever its readers meet in a damaged file
@@ -50,6 +54,8 @@ def _read(path: Path) -> torch.export.ExportedProgram:
             f"{path} cannot be read as a model of torch.export ({reason}); save it with torch.export.save, by the "
             f"version of PyTorch that is installed here ({torch.__version__})"
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _check(path: Path, program: torch.export.ExportedProgram) -> None:
