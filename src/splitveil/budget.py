@@ -99,7 +99,8 @@ class Budget:
             raise BudgetError("a window or a change of limits goes with a limit in bits; give that, too")
         if wanted is None and not is_there(self.path):
             raise BudgetError(
-                f"there is no budget {self.path}; give a limit in bits to begin one (limit_bits, --bits, or --budget-bits)"
+                f"there is no budget {self.path}; give a limit in bits to begin one "
+                "(limit_bits, --bits, or --budget-bits)"
             )
         with self._transaction("IMMEDIATE" if wanted else "DEFERRED", "rwc" if wanted else "rw") as ledger:
             if wanted and self.path.stat().st_size == 0:  # new, or who began it crashed before the end

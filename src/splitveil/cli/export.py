@@ -45,7 +45,7 @@ def export(
         str | None,
         typer.Option(
             "--name",
-            help="Of the model on the server (letters, digits, . - _); else the data set's, or the folder's of a run of 'obfuscate'.",
+            help="Of the model on the server (letters, digits, . - _); else the data set's, or the obfuscated run's.",
         ),
     ] = None,
     sign: Annotated[
