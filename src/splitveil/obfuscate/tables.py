@@ -1,6 +1,7 @@
 """Finite messages: numbers of a few values each, which decode by looking up tables and adding."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from splitveil.errors import OperatorError, ShapeError
 from splitveil.message import Message
 
 
-class Tables:
+class Tables(ABC):
     """What obfuscators share whose messages are digits d_1 … d_G, and decode to Σ_g table_g[d_g].
 
     Attributes:
@@ -30,9 +31,9 @@ class Tables:
         """Whole numbers, of which there are finitely many."""
         return Message((len(self.levels),), dtype="int64", levels=self.levels)
 
+    @abstractmethod
     def encode(self, z: Tensor) -> Tensor:
         """Digits (B, G), int64, of features (B, *feature)."""
-        raise NotImplementedError
 
     def decode(self, message: Tensor) -> Tensor:
         """Features z' (B, *feature) of digits (B, G)."""
