@@ -16,7 +16,7 @@ import splitveil as sv
 from splitveil import tensors as tensor_files
 from splitveil.data import Part
 from splitveil.errors import DataError, ModelError, RecipeError, RunError, TrainingError
-from splitveil.train import CHECKPOINT, Epoch, accuracy, fastest_precision, loop, predict
+from splitveil.train import CHECKPOINT, Epoch, accuracy, fastest_precision, loop, precision, predict, products
 from splitveil.train.checkpoint import State
 from splitveil.train.ingredients import decov
 
@@ -526,6 +526,56 @@ def test_a_device_that_is_not_there_is_named(data: sv.Dataset, device: str) -> N
 def test_bfloat16_is_for_processors_made_for_it(monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool]) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts, raising=False)
     assert fastest_precision("cpu") == ("bfloat16" if any("bf16" in name for name in facts) else "float32")
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 3), nn.Conv2d(2, 3, 3, padding=1)], ids=["linear", "convolution"])
+def test_without_instructions_bfloat16_is_computed_from_rounded_factors(
+    monkeypatch: pytest.MonkeyPatch, layer: nn.Module
+) -> None:
+    torch.manual_seed(0)
+    # Multiples of 1/4 up to 2, so that no order of summation rounds, and a little more that bfloat16 does not hold.
+    more = 1 + 2**-12
+    with torch.no_grad():
+        for each in layer.parameters():
+            each.copy_(torch.randint(-8, 9, each.shape) / 4).mul_(more)
+    x = torch.randint(-8, 9, (5, 6) if isinstance(layer, nn.Linear) else (2, 2, 4, 4)) / 4 * more
+    pull = torch.randint(-1, 2, layer(x).shape) * more
+
+    rounded, factors = precision._rounded, list[object]()
+    monkeypatch.setattr(precision, "_rounded", lambda value: rounded(factors.append(value) or value))
+
+    def computed(native: str) -> list[Tensor]:
+        monkeypatch.setattr(precision, "fastest_precision", lambda _: native)
+        layer.zero_grad()
+        at = x.clone().requires_grad_()
+        with products(torch.device("cpu"), "bfloat16"):
+            y = layer(at)
+            with torch.autocast("cpu", enabled=False):
+                assert layer(at).dtype == torch.float32  # what asks for float32 within gets it
+        (y.float() * pull).sum().backward()
+        return [y, at.grad, *(each.grad for each in layer.parameters())]
+
+    native = computed("bfloat16")
+    assert not factors
+    emulated = computed("float32")
+    assert factors  # torch's own bfloat16, which is as right and very slow, was not asked
+    assert [each.dtype for each in emulated] == [torch.bfloat16, *[torch.float32] * 3]
+    for mine, its in zip(emulated, native, strict=True):
+        assert torch.equal(mine, its)
+    assert not torch.equal(emulated[0].float(), layer(x))
+
+
+def test_float32_is_left_alone_and_a_training_does_not_need_instructions(
+    data: sv.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = nn.Linear(6, 3), torch.randn(5, 6)
+    with products(x.device, "float32"):
+        assert torch.equal(layer(x), layer(x).float())
+        assert layer(x).dtype == torch.float32
+    monkeypatch.setattr("splitveil.train.precision.fastest_precision", lambda _: "float32")
+    found = [sv.fit(network(), data, replace(SHORT, precision=name))[-1] for name in ("bfloat16", "float32")]
+    assert found[0].loss == pytest.approx(found[1].loss, rel=0.1)
+    assert found[0].loss != found[1].loss
 
 
 def test_predictions_do_not_depend_on_the_batch(data: sv.Dataset) -> None:

@@ -13,6 +13,7 @@ from splitveil.baselines.finetuning import positive
 from splitveil.baselines.training import Secret, adversary, feature, fresh, reader, train
 from splitveil.obfuscate import Identity
 from splitveil.split import SplitModel
+from splitveil.train import Precision, products
 
 STEPS = 3
 """Steps of the adversary for each step of the model."""
@@ -27,12 +28,15 @@ class Opponent:
         network: the adversary M_a; its own Adam follows the feature with `STEPS` steps for each of the model's.
         secret: what it is to find.
         gamma: weight of the penalty.
-        fast: whether its products are in bfloat16.
+        precision: of its products.
     """
 
-    def __init__(self, block: nn.Module, network: nn.Module, secret: Secret, gamma: float, fast: bool) -> None:
+    def __init__(
+        self, block: nn.Module, network: nn.Module, secret: Secret, gamma: float, precision: Precision
+    ) -> None:  # fmt: skip
         self.heads = nn.ModuleList()
-        self._block, self._network, self._secret, self._gamma, self._fast = block, network, secret, gamma, fast
+        self._block, self._network, self._secret, self._gamma = block, network, secret, gamma
+        self._precision = precision
         self._optimizer = torch.optim.Adam(network.parameters(), lr=_RATE)
         device = next(network.parameters()).device
         self._values, self._most = secret.values.to(device), secret.entropy
@@ -59,7 +63,7 @@ class Opponent:
             self._optimizer.step()
 
     def _loss(self, z: Tensor, secret: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, torch.bfloat16, enabled=self._fast):
+        with products(z.device, self._precision):
             logits = self._network(z)
         return nn.functional.cross_entropy(logits.float(), secret)
 
@@ -93,7 +97,7 @@ class AdversarialTraining:
         network = fresh(undefended.model, recipe.seed)
         opponent = Opponent(
             reader(network, undefended.at), adversary(undefended, secret.n_values), secret, self.gamma,
-            recipe.precision == "bfloat16",
+            recipe.precision,
         )  # fmt: skip
         found = train(undefended, network, opponent)
         shape = tuple(feature(undefended).shape[1:])

@@ -13,7 +13,7 @@ from splitveil.baselines.defence import Undefended
 from splitveil.errors import BaselineError, OperatorError
 from splitveil.message import Obfuscator
 from splitveil.split import SplitModel
-from splitveil.train import predict
+from splitveil.train import Precision, predict, products
 
 EPOCHS = 10
 """Passes over the training part when the server's half is fine-tuned: the same for every baseline."""
@@ -131,7 +131,7 @@ def train_network(
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         for epoch in range(1, epochs + 1):
-            _epoch(network.train(), inputs(), data.train.y, soft, optimizer, recipe.precision == "bfloat16")
+            _epoch(network.train(), inputs(), data.train.y, soft, optimizer, recipe.precision)
             schedule.step()
             found = _accuracy(network.eval(), val, data.val.y)
             if found > best:
@@ -143,13 +143,18 @@ def train_network(
 
 
 def _epoch(
-    network: nn.Module, x: Tensor, y: Tensor, soft: Tensor | None, optimizer: torch.optim.Optimizer, fast: bool
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    soft: Tensor | None,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
 ) -> None:
     device = next(network.parameters()).device
     for rows in torch.split(torch.randperm(len(x)), _BATCH):
         if len(rows) < 2:  # batch normalisation needs two
             continue
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+        with products(device, precision):
             logits = network(x[rows].to(device))
         loss = nn.functional.cross_entropy(logits.float(), y[rows].to(device))
         if soft is not None:

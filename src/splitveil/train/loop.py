@@ -1,10 +1,9 @@
 """Training a model to answer: one plain loop that can be stopped at any epoch and goes on where it stood."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,8 @@ from splitveil.data import Dataset, Part
 from splitveil.errors import DataError, ModelError, TrainingError
 from splitveil.train.checkpoint import CHECKPOINT, Epoch, State, resume, save
 from splitveil.train.ingredients import Addition, Ingredients
-from splitveil.train.recipe import Precision, Recipe
+from splitveil.train.precision import available, products
+from splitveil.train.recipe import Recipe
 
 Progress = Callable[[int, int, str], None]
 
@@ -84,32 +84,6 @@ def fit(
     return state.history
 
 
-def available(device: str | torch.device) -> torch.device:
-    """The device, if it can be used here; raises `TrainingError` if not."""
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three
-        first = str(error).partition("\n")[0]
-        raise TrainingError(f"the device {str(device)!r} cannot be used here ({first}); choose cpu") from error
-    return torch.device(device)
-
-
-def fastest_precision(device: str | torch.device) -> Precision:
-    """ "bfloat16" where the device has instructions for it, else "float32"; see `Recipe.precision`.
-
-    Raises:
-        TrainingError: there is no such device.
-    """
-    kind = available(device).type
-    if kind == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Older versions of torch cannot say; emulated bfloat16 would be slower than float32.
-        facts: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
-        native = bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
-    return "bfloat16" if native else "float32"
-
-
 @torch.no_grad()
 def predict(model: Callable[[Tensor], Tensor], part: Part, *, batch_size: int = 512) -> Tensor:
     """Outputs of ``model`` for every image of a part, in batches, on the CPU: (N, …)."""
@@ -151,7 +125,7 @@ def _train_epoch(state: State, added: Sequence[Addition], data: Dataset, recipe:
 
 def _loss(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
     """Mean cross-entropy, in nats."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+    with products(x.device, recipe.precision):
         logits = model(x)
     return nn.functional.cross_entropy(logits.float(), y)
 

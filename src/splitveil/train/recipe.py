@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 from splitveil.errors import RecipeError
-
-Precision = Literal["float32", "bfloat16"]
+from splitveil.train.precision import Precision
 
 _MOST = 2**32 - 1  # seeds beyond would not fit into torch's generator
 _PAPER = {"removal": 0.5, "decov": 0.001, "variational": 0.1}
@@ -26,7 +25,7 @@ class Recipe:
         learning_rate: of Adam; divided by 10 after 40 % and after 80 % of the epochs.
         flip: mirror half of the images where the data set allows it (`Dataset.mirror`: faces, not digits).
         precision: "float32", or "bfloat16" for the products of a step: about twice as fast where the processor has
-            instructions for it, very slow where not. Weights, optimiser and evaluation stay in float32.
+            instructions for it, as fast as float32 where not. Weights, optimiser and evaluation stay in float32.
         removal: share of each batch from which signal content is removed, at one layer per step.
         decov: weight of the DeCov penalty at cuts 2 to 6 in turn.
         variational: weight of the pull of the features towards N(0, I) at cuts 2 to 6 in turn.
