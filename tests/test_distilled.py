@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 import splitveil as sv
-from splitveil.errors import ModelError, RankError, RecipeError
+from splitveil.errors import ModelError, RankError, RecipeError, ShapeError
 from splitveil.obfuscate import Distilled, Features, ServerAware
 from splitveil.obfuscate.distilled import _surplus, prefixes
+from splitveil.obfuscate.encoder import Encoder, Layer, affordable_layer
 from splitveil.obfuscate.tuning import Lesson, divergence
 from test_aware import Net, Residual, images, made, seen
 
@@ -64,7 +65,7 @@ def test_no_epochs_give_the_start_and_its_hidden_layer_computes_the_same(split, 
     for width in (0, 4):
         veil = Distilled.fit(split, features, m=2, epochs=0, width=width)
         torch.testing.assert_close(veil.encode(z), start.encode(z), rtol=1e-4, atol=1e-5)
-        assert (veil.hidden is None) == (width == 0)
+        assert (veil.layer is None) == (width == 0)
     with pytest.raises(RankError, match="3 units cannot carry 2 coefficients; make it 4, or 0"):
         Distilled.fit(split, features, m=2, width=3)
     with pytest.raises(RecipeError, match="epochs=-1 cannot be"):
@@ -95,9 +96,70 @@ def test_a_hidden_layer_costs_at_most_a_tenth_of_the_client(split, features):
     for client_macs, width in ((0, None), (10 * 7 * (N + 2), 7), (10 * 3 * (N + 2), None), (10**9, 128)):
         given = Features.known(features.table(40), client_macs=client_macs)
         veil = Distilled.fit(split, given, m=2, epochs=0)
-        assert (None if veil.hidden is None else len(veil.hidden)) == width
-        if veil.hidden is not None:
-            assert veil.hidden.numel() + veil.encoder.numel() <= client_macs / 10
+        assert (None if veil.layer is None else len(veil.layer.weight)) == width
+        if veil.layer is not None:
+            assert veil.layer.weight.numel() + veil.encoder.numel() <= client_macs / 10
+
+
+MAPS = (2, 5, 6)
+
+
+@pytest.fixture(scope="module")
+def on_maps() -> ServerAware:
+    """Of maps, made by hand."""
+    n = 60
+    rows = torch.randn(2, n)
+    return ServerAware(rows, torch.randn(n), torch.linalg.pinv(rows).mT, torch.randn(n), torch.ones(2), MAPS, "by hand")
+
+
+def averaged(z: Tensor) -> Tensor:
+    """Each full square of two by two at its average, the last row of the maps at zero, by hand."""
+    found = torch.zeros_like(z)
+    for i in (0, 2):
+        for j in (0, 2, 4):
+            found[:, :, i : i + 2, j : j + 2] = z[:, :, i : i + 2, j : j + 2].mean((2, 3), keepdim=True)
+    return found
+
+
+def test_a_layer_that_averages_starts_as_the_affine_encoder_of_the_averages(on_maps):
+    z = torch.randn(7, *MAPS)
+    encoder = Encoder.started(on_maps, 4, pool=2)
+    assert encoder.layer.weight.shape == (4, 2 * 2 * 3)
+    expected = averaged(z - on_maps.mean.reshape(MAPS)).flatten(1) @ on_maps.encoder.mT
+    torch.testing.assert_close(encoder(z), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(Encoder.started(on_maps, 4).layer.weight[:2], on_maps.encoder)
+
+
+def test_the_finest_squares_are_averaged_that_leave_room(on_maps):
+    # 60 numbers, 12 averages over squares of two, 2 of four; none of eight fits.
+    for room, expected in (
+        (4 * 62, (4, 1)), (4 * 62 - 1, (17, 2)), (4 * 14, (4, 2)), (4 * 14 - 1, (13, 4)), (4 * 4, (4, 4)), (15, (0, 1)),
+    ):  # fmt: skip
+        features = Features.known(torch.randn(3, *MAPS), client_macs=10 * room)
+        width, pool = affordable_layer(features, 2, 2)
+        assert (width, pool) == expected
+        if width:
+            layer = Encoder.started(on_maps, width, pool).layer
+            assert layer.weight.numel() + 2 * width <= room
+    # A vector has no squares.
+    assert affordable_layer(Features.known(torch.randn(3, 60), client_macs=10 * 14 * 4), 2, 2) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "pool"),
+    [((4, 11), 4, 2), ((4, 12), 4, 1), ((4, 12), 4, 3), ((4, 12), 3, 2), ((4,), 4, 2), ((4, 12), 4, 6), ((4, 0), 4, 0)],
+)
+def test_a_layer_that_does_not_fit_the_feature_is_refused(on_maps, weight, bias, pool):
+    def veil(weight: tuple[int, ...], bias: int, pool: int) -> Distilled:
+        layer = Layer(torch.zeros(weight), torch.zeros(bias), pool)
+        start = on_maps
+        return Distilled(
+            torch.zeros(2, 4), start.mean, start.decoder, start.offset, start.energy, MAPS, "distilled", layer
+        )  # fmt: skip
+
+    assert veil((4, 12), 4, 2).encode(torch.zeros(3, *MAPS)).shape == (3, 2)
+    with pytest.raises(ShapeError):
+        veil(weight, bias, pool)
 
 
 def test_the_server_may_be_tuned_along_in_a_copy(split, features, tuned):

@@ -39,9 +39,10 @@ class Made:
     """A bundle of a fitted obfuscator."""
 
     def __init__(self, kind: str, split: sv.SplitModel, data: sv.Dataset, folder: Path) -> None:
-        self.kind, self.split, self.folder = kind, split, folder
+        self.kind, self.folder, self.cut = kind, folder, 3 if kind == "averaging" else 4
+        self.split = split = sv.SplitModel(split.model, at=self.cut)
         self.veil = made_veil(kind, split, data.train)
-        self.said = export(split.model, data, folder, cut=4, obfuscator=self.veil, name="pairs")
+        self.said = export(split.model, data, folder, cut=self.cut, obfuscator=self.veil, name="pairs")
         edge, server = read_edge(folder / "edge"), read_server(folder / "server")
         self.edge, self.server = edge.manifest, server.manifest
         shape = self.veil.message.shape
@@ -56,7 +57,7 @@ class Made:
             return self.split.answer(veil, message).numpy()
 
 
-@pytest.fixture(scope="module", params=["hidden", *FINITE])
+@pytest.fixture(scope="module", params=["hidden", "averaging", *FINITE])
 def made(
     request: pytest.FixtureRequest, split: sv.SplitModel, data: sv.Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Made:
@@ -81,7 +82,7 @@ def test_frames_carry_what_the_manifest_says(made: Made) -> None:
     messages, policy = made.server.messages, made.edge.policy
     assert messages == made.edge.messages
     assert (made.edge.layer, made.edge.cut, made.edge.operator, made.edge.method) == (
-        "layer4", 4, "dense", made.veil.name,
+        f"layer{made.cut}", made.cut, "dense", made.veil.name,
     )  # fmt: skip
     assert messages.levels == made.veil.message.levels
     assert messages.certified == (made.kind in FINITE)
@@ -116,7 +117,7 @@ def test_one_bundle_serves_every_prefix(made: Made, data: sv.Dataset, tmp_path: 
     if isinstance(made.veil, Tables):
         for settings in ({"m": 1}, {"messages": 4}):
             with pytest.raises(ExportError, match="settled when it was fitted"):
-                export(made.split.model, data, tmp_path / "b", cut=4, obfuscator=made.veil, **settings)
+                export(made.split.model, data, tmp_path / "b", cut=made.cut, obfuscator=made.veil, **settings)
         return
     for m in (1, 3):
         shorter = made.veil.keep(m)

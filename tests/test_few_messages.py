@@ -195,7 +195,7 @@ def test_more_messages_and_tuning_keep_more_of_the_answer():
     assert tuned[1] < 0.9 * plain[1]
     wide = Codebook.fit(split, features, messages=4, epochs=0, width=16)
     assert torch.equal(wide.encode(z)[:3], Codebook.fit(split, features, messages=4, epochs=0, width=16).encode(z)[:3])
-    assert wide.encoder.hidden.shape == (16, 12)
+    assert wide.encoder.layer.weight.shape == (16, 12)
     with pytest.raises(RankError, match=r"5 units cannot carry \d coefficients; make it"):
         Codebook.fit(split, features, messages=4, width=5)
 

@@ -19,7 +19,7 @@ from splitveil.obfuscate import (
     write_obfuscator,
 )
 from splitveil.obfuscate.distilled import Distilled
-from splitveil.obfuscate.encoder import Encoder
+from splitveil.obfuscate.encoder import Encoder, Layer
 from splitveil.obfuscate.storage import _taken_apart
 from test_aware import Net, images, made
 
@@ -39,7 +39,7 @@ def veils(split, features) -> dict[str, object]:
     """One of every kind, with and without a hidden layer."""
     wishes = {"codebook": {"messages": 3}, "quantised": {"m": 2, "messages": 6}}
     found = {name: fit_obfuscator(name, split, features, **wishes.get(name, {"m": 2})) for name in METHODS}
-    assert found["distilled"].hidden is not None
+    assert found["distilled"].layer is not None
     plain = Distilled.fit(split, features, m=2, epochs=0, width=0)
     found["quantised without a layer"] = Quantised.fit(split, features, m=2, messages=6, epochs=0, inner=plain)
     return found | {"plain": plain}
@@ -103,6 +103,25 @@ def test_every_tensor_and_every_fact_must_be_there_and_fit(name, veils, tmp_path
         for wrong in (None, 3, -1.5, True, "Affine\n", [], {}, [0, 12], [-3, -4], [12.0], ["12"], [True, 12], [13]):
             refuse(path, {**facts, key: wrong}, tensors)
     refuse(path, {**facts, "extra": "1"}, tensors)
+
+
+def test_the_squares_that_a_layer_averages_must_be_there_and_fit(tmp_path):
+    n, shape = 48, (2, 4, 6)
+    layer = Layer(torch.randn(4, 12), torch.randn(4), 2)
+    veil = Distilled(
+        torch.randn(3, 4), torch.randn(n), torch.randn(3, n), torch.randn(n), torch.rand(3), shape, "distilled", layer
+    )  # fmt: skip
+    path, (facts, tensors) = tmp_path / "veil", parts(veil)
+    write_obfuscator(path, veil)
+    z = torch.randn(5, *shape)
+    assert torch.equal(read_obfuscator(path).encode(z), veil.encode(z))
+    assert facts["layer"]["pool"] == 2
+    for pool in (None, 0, 1, 3, 4, -2, 2.0, True, "2", [2], 10**30):
+        refuse(path, {**facts, "layer": {**facts["layer"], "pool": pool}}, tensors)
+    refuse(path, {**facts, "layer": {"kind": "Layer"}}, tensors)
+    without = {name: value for name, value in tensors.items() if not name.startswith("layer.")}
+    refuse(path, facts, without)
+    refuse(path, {name: value for name, value in facts.items() if name != "layer"}, without)  # 4 inputs are not n
 
 
 def test_a_file_cannot_name_what_is_made_of_it(veils, tmp_path):

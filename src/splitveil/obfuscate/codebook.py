@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from splitveil.errors import RankError, ShapeError
 from splitveil.obfuscate.aware import ServerAware
 from splitveil.obfuscate.clustering import clusters
-from splitveil.obfuscate.encoder import Encoder, affordable_width
+from splitveil.obfuscate.encoder import Encoder, Layer, affordable_layer
 from splitveil.obfuscate.features import Features, frozen
 from splitveil.obfuscate.tables import Tables
 from splitveil.obfuscate.tuning import EPOCHS, Lesson, Progress, Weights
@@ -42,6 +42,8 @@ class Codebook(Tables):
             raise ShapeError("an encoder needs a score for every codeword, from features of the codewords' shape")
         if self.encoder.bias is None:
             raise ShapeError("scores need a bias, which says how far each codeword's cluster lies from the mean")
+        if self.encoder.layer is not None:
+            self.encoder.layer.check(self.feature_shape)
 
     @property
     def levels(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -79,36 +81,36 @@ class Codebook(Tables):
         lesson = Lesson.of(split, features)
         member = clusters(lesson.answers.cpu(), messages, seed)
         count = int(member.max()) + 1
-        width = affordable_width(features, start.m, count) if width is None else width
+        width, pool = affordable_layer(features, start.m, count) if width is None else (width, 1)
         if width and width < 2 * start.m:
             raise RankError(
                 f"a hidden layer of {width} units cannot carry {start.m} coefficients; make it {2 * start.m}, or 0"
             )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            encoder = _scores(start, width, start.encode(lesson.z), member)
+            encoder = _scores(start, width, pool, start.encode(lesson.z), member)
         table = torch.stack([lesson.z[member == index].flatten(1).mean(0) for index in range(count)])
         weights = {"weight": encoder.weight, "bias": encoder.bias, "table": table}
-        weights |= {} if encoder.hidden is None else {"hidden": encoder.hidden, "hidden_bias": encoder.hidden_bias}
-        objective = _Expected(frozen(split.server), start.mean)
+        if encoder.layer is not None:
+            weights |= {"hidden": encoder.layer.weight, "hidden_bias": encoder.layer.bias}
+        objective = _Expected(frozen(split.server), start.mean, pool)
         tuned = lesson.tune(
             {name: value for name, value in weights.items() if value is not None}, objective, epochs=epochs, seed=seed,
             progress=progress,
         )  # fmt: skip
-        return cls(_encoder(start.mean, tuned), tuned["table"], features.shape)
+        return cls(_encoder(start.mean, tuned, pool), tuned["table"], features.shape)
 
 
-def _scores(start: ServerAware, width: int, a: Tensor, member: Tensor) -> Encoder:
+def _scores(start: ServerAware, width: int, pool: int, a: Tensor, member: Tensor) -> Encoder:
     """Scores by distance from the clusters' means in the coefficients a (N, m): −½‖a − c‖² up to what all share."""
     centres = torch.stack([a[member == index].mean(0) for index in range(int(member.max()) + 1)])
-    inner = Encoder.started(start, width)
-    return Encoder(
-        start.mean, centres @ inner.weight, -centres.square().sum(1) / 2, inner.hidden, inner.hidden_bias
-    )  # fmt: skip
+    inner = Encoder.started(start, width, pool)
+    return Encoder(start.mean, centres @ inner.weight, -centres.square().sum(1) / 2, inner.layer)
 
 
-def _encoder(mean: Tensor, weights: Weights) -> Encoder:
-    return Encoder(mean, weights["weight"], weights["bias"], weights.get("hidden"), weights.get("hidden_bias"))
+def _encoder(mean: Tensor, weights: Weights, pool: int) -> Encoder:
+    layer = Layer(weights["hidden"], weights["hidden_bias"], pool) if "hidden" in weights else None
+    return Encoder(mean, weights["weight"], weights["bias"], layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +121,10 @@ class _Expected:
 
     server: nn.Module
     mean: Tensor
+    pool: int
 
     def __call__(self, weights: Weights, z: Tensor, answers: Tensor, training: bool) -> Tensor:
-        scores = _encoder(self.mean, weights)(z)
+        scores = _encoder(self.mean, weights, self.pool)(z)
         log_answers = self.server(weights["table"].clone().reshape(-1, *z.shape[1:])).log_softmax(1)
         costs: Tensor = torch.special.entr(answers).sum(1, keepdim=True).neg() - answers @ log_answers.mT
         if training:

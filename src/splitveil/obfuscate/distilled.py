@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from splitveil.errors import RankError, ShapeError
-from splitveil.obfuscate.affine import Affine, check_shapes
+from splitveil.errors import RankError
+from splitveil.obfuscate.affine import Affine
 from splitveil.obfuscate.aware import ServerAware
-from splitveil.obfuscate.encoder import Encoder, affordable_width
+from splitveil.obfuscate.encoder import Encoder, Layer, affordable_layer
 from splitveil.obfuscate.features import Features, frozen
 from splitveil.obfuscate.tuning import EPOCHS, Lesson, Progress, Weights, divergence
 from splitveil.split import SplitModel
@@ -30,28 +30,24 @@ class Distilled(Affine):
     every m. Fit it with `Distilled.fit`, or with `Distilled.fit_with_server` where the server's half may change too.
 
     Attributes:
-        hidden: rows (h, n) of a layer with ReLU before the encoder, which is then (m, h); None: the encoder is affine.
-        hidden_bias: (h,).
+        layer: of h units before the encoder, which is then (m, h); None: the encoder is affine.
     """
 
-    hidden: Tensor | None = None
-    hidden_bias: Tensor | None = None
+    layer: Layer | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.hidden is None) != (self.hidden_bias is None):
-            raise ShapeError("a hidden layer needs both its weights and its bias, or there is none")
-        width = self.encoder_inputs
-        check_shapes(hidden=(self.hidden, (width, len(self.mean))), hidden_bias=(self.hidden_bias, (width,)))
+        if self.layer is not None:
+            self.layer.check(self.feature_shape)
 
     @property
     def encoder_inputs(self) -> int:
-        """Units of the hidden layer, or numbers of a feature without one."""
-        return super().encoder_inputs if self.hidden is None else len(self.hidden)
+        """Units of the layer, or numbers of a feature without one."""
+        return super().encoder_inputs if self.layer is None else len(self.layer.weight)
 
     def encode(self, z: Tensor) -> Tensor:
         """Coefficients (B, m) of features (B, *feature)."""
-        return Encoder(self.mean, self.encoder, None, self.hidden, self.hidden_bias)(z)
+        return Encoder(self.mean, self.encoder, None, self.layer)(z)
 
     @classmethod
     def fit(
@@ -65,8 +61,9 @@ class Distilled(Affine):
             features: of unlabelled images.
             m: coefficients at most; `keep` gives fewer.
             epochs: passes over the features; the best one on held-out features is kept, the start included.
-            width: of the encoder's hidden layer, 0 for none; as wide as a tenth of the client's multiply-accumulates
-                allows where not given, and none where that is less than 2m.
+            width: of a layer before the encoder that reads every number, 0 for none. Where not given, the layer is as
+                wide as a tenth of the client's multiply-accumulates allows; where that is less than 2m, it reads
+                averages over squares of the maps, and there is none where that is too much, too.
             bottleneck: weight β of KL(N(a, σ²) ‖ N(0, 1)) in nats, with coefficients that are sent through noise σ,
                 learned for each, while training (a variational bottleneck without labels); the message is then a.
             seed: of the batches, prefixes and first weights.
@@ -99,24 +96,30 @@ def _fit(
     progress: Progress | None, student: nn.Module | None = None,
 ) -> Distilled:  # fmt: skip
     start = ServerAware.fit(split, features, m=m, seed=seed)
-    width = affordable_width(features, m, m) if width is None else width
+    width, pool = affordable_layer(features, m, m) if width is None else (width, 1)
     if width and width < 2 * m:
         raise RankError(f"a hidden layer of {width} units cannot carry {m} coefficients; make it {2 * m}, or 0")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = Encoder.started(start, width)
+        encoder = Encoder.started(start, width, pool)
     weights = {"encoder": encoder.weight, "decoder": start.decoder, "offset": start.offset}
-    if encoder.hidden is not None and encoder.hidden_bias is not None:
-        weights |= {"hidden": encoder.hidden, "hidden_bias": encoder.hidden_bias}
+    if encoder.layer is not None:
+        weights |= {"hidden": encoder.layer.weight, "hidden_bias": encoder.layer.bias}
     if bottleneck:
         weights["log_noise"] = torch.full((m,), -2.0)  # little at first
     server = frozen(split.server) if student is None else student
-    objective = _Objective(server, start, bottleneck)
+    objective = _Objective(server, start, pool, bottleneck)
     tuned = Lesson.of(split, features).tune(
         weights, objective, epochs=epochs, seed=seed, server=student, progress=progress
     )
-    tuned.pop("log_noise", None)
-    return Distilled(mean=start.mean, energy=start.energy, feature_shape=start.feature_shape, name="distilled", **tuned)
+    return Distilled(
+        tuned["encoder"], start.mean, tuned["decoder"], tuned["offset"], start.energy, start.feature_shape, "distilled",
+        _layer(tuned, pool),
+    )  # fmt: skip
+
+
+def _layer(weights: Weights, pool: int) -> Layer | None:
+    return Layer(weights["hidden"], weights["hidden_bias"], pool) if "hidden" in weights else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,10 +131,11 @@ class _Objective:
 
     server: nn.Module
     start: Affine
+    pool: int
     bottleneck: float
 
     def __call__(self, weights: Weights, z: Tensor, answers: Tensor, training: bool) -> Tensor:
-        a = Encoder(self.start.mean, weights["encoder"], None, weights.get("hidden"), weights.get("hidden_bias"))(z)
+        a = Encoder(self.start.mean, weights["encoder"], None, _layer(weights, self.pool))(z)
         sizes = torch.tensor(prefixes(self.start.m))
         order = torch.arange(self.start.m)
         if not training:

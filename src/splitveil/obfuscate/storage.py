@@ -1,5 +1,6 @@
 """A fitted obfuscator as a file: tensors and a JSON object, nothing that runs."""
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from splitveil.obfuscate.affine import Affine
 from splitveil.obfuscate.aware import CovarianceAware, ServerAware
 from splitveil.obfuscate.codebook import Codebook
 from splitveil.obfuscate.distilled import Distilled
-from splitveil.obfuscate.encoder import Encoder
+from splitveil.obfuscate.encoder import Encoder, Layer
 from splitveil.obfuscate.quantised import Quantised
 from splitveil.tensors import read_tensors, write_tensors
 
 _AFFINE = (Affine, CovarianceAware, ServerAware, Distilled)
 _KINDS = (*_AFFINE, Quantised, Codebook)
-_PARTS: dict[Any, tuple[type, ...]] = {Affine: _AFFINE, Encoder: (Encoder,)}
+_PARTS: dict[Any, tuple[type, ...]] = {Affine: _AFFINE, Encoder: (Encoder,), Layer | None: (Layer,)}
 """What a field that is itself made of fields may hold."""
 
 
@@ -58,9 +59,11 @@ def _taken_apart(part: Any, tensors: dict[str, Tensor], prefix: str) -> dict[str
         value = getattr(part, field.name)
         if isinstance(value, Tensor):
             tensors[prefix + field.name] = value
+        elif value is None:
+            continue
         elif field.type in _PARTS:
             facts[field.name] = _taken_apart(value, tensors, f"{prefix}{field.name}.")
-        elif value is not None:
+        else:
             facts[field.name] = value
     return facts
 
@@ -72,13 +75,15 @@ def _put_together(facts: dict[str, Any], tensors: dict[str, Tensor], prefix: str
     for field in fields(kind):
         name = field.name
         if field.type in _PARTS:
-            found[name] = _put_together(facts[name], tensors, f"{prefix}{name}.", _PARTS[field.type])
+            absent = name not in facts and field.default is None
+            inner = f"{prefix}{name}."
+            found[name] = None if absent else _put_together(facts[name], tensors, inner, _PARTS[field.type])
         elif field.type in (Tensor, Tensor | None):
             found[name] = tensors.pop(prefix + name, None)
             if found[name] is None and field.type is Tensor:
                 raise KeyError(name)
         else:
-            found[name] = _text(facts[name]) if field.type is str else _whole_numbers(facts[name])
+            found[name] = _READERS[field.type](facts[name])
     if set(facts) - {"kind", *found}:
         raise ValueError("facts are left over")
     if not all(value.is_floating_point() for value in found.values() if isinstance(value, Tensor)):
@@ -92,7 +97,16 @@ def _text(value: object) -> str:
     return value
 
 
+def _whole_number(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise TypeError("a number is no whole one above zero")
+    return value
+
+
 def _whole_numbers(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(number) is int and number > 0 for number in value):
-        raise TypeError("a shape or levels are no list of whole numbers above zero")
-    return tuple(value)
+    if not isinstance(value, list):
+        raise TypeError("a shape or levels are no list")
+    return tuple(map(_whole_number, value))
+
+
+_READERS: dict[Any, Callable[[object], Any]] = {str: _text, int: _whole_number, tuple[int, ...]: _whole_numbers}
