@@ -200,6 +200,19 @@ def test_more_messages_and_tuning_keep_more_of_the_answer():
         Codebook.fit(split, features, messages=4, width=5)
 
 
+def test_codebooks_share_what_they_begin_with():
+    split = made(Net(12, 4, hidden=8), "read")
+    features = Features.known(seen(split, images(1000, 12)))
+    start = Codebook.directions(split, features, seed=3)
+    for messages in (3, 6):
+        same = {"messages": messages, "epochs": 1, "seed": 3}
+        shared, own = Codebook.fit(split, features, start=start, **same), Codebook.fit(split, features, **same)
+        assert torch.equal(shared.encoder.weight, own.encoder.weight)
+        assert torch.equal(shared.table, own.table)
+    other = Codebook.fit(split, features, start=start.keep(1), **same)
+    assert not torch.equal(other.encoder.weight, own.encoder.weight)
+
+
 def test_a_codebook_finds_three_kinds_of_answers_and_leaves_out_what_nothing_falls_into():
     split = made(Net(6, 3), "read")
     with torch.no_grad():

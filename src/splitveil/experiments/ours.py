@@ -21,6 +21,7 @@ from splitveil.obfuscate import (
     DistortionFree,
     Features,
     Quantised,
+    ServerAware,
     Tables,
     TopComponents,
     fit_obfuscator,
@@ -125,12 +126,15 @@ def _finite(
     method: Any, settings: Sequence[dict[str, int]], split: SplitModel, features: Features, seed: int,
     progress: Progress,
 ) -> Fitted:  # fmt: skip
-    """Obfuscators with so many messages, each fitted anew; those of "quantised" share their coefficients."""
+    """Obfuscators with so many messages, each tuned anew; what they begin with is fitted once."""
     inner: Affine | None = None
+    start: ServerAware | None = None
     if method == "quantised":
         sizes = [{"m": m} for m in range(COEFFICIENTS, 0, -1)]
         found, _ = _prefixes("distilled", sizes, split, features, seed, progress)
         inner = cast(Affine, found[0][1].veil)
+    else:
+        start = Codebook.directions(split, features, seed)
     fitted: Fitted = []
     for setting in settings:
         messages = setting["messages"]
@@ -140,6 +144,6 @@ def _finite(
                 split, features, m=inner.m, messages=messages, inner=inner, seed=seed, progress=progress
             )
         else:
-            veil = Codebook.fit(split, features, messages=messages, seed=seed, progress=progress)
+            veil = Codebook.fit(split, features, messages=messages, start=start, seed=seed, progress=progress)
         fitted.append((setting, Defended(split, veil, {"levels": list(veil.levels)})))
     return fitted

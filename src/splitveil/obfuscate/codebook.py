@@ -54,10 +54,15 @@ class Codebook(Tables):
         """Indices (B, 1), int64, of features (B, *feature)."""
         return self.encoder(z).argmax(1, keepdim=True)
 
+    @staticmethod
+    def directions(split: SplitModel, features: Features, seed: int = 0) -> ServerAware:
+        """What the scores of a codebook begin with; raises as `ServerAware.fit` does."""
+        return ServerAware.fit(split, features, m=DIRECTIONS, seed=seed, fewer=True)
+
     @classmethod
     def fit(
         cls, split: SplitModel, features: Features, *, messages: int, epochs: int = EPOCHS, width: int | None = None,
-        seed: int = 0, progress: Progress | None = None,
+        start: ServerAware | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> "Codebook":  # fmt: skip
         """Cluster, then tune.
 
@@ -67,6 +72,7 @@ class Codebook(Tables):
             messages: codewords at most, M; clusters that nothing falls into are left out.
             epochs: of the tuning.
             width: of the encoder's hidden layer, see `Distilled.fit`.
+            start: the directions that scores begin with, from `Codebook.directions`; many codebooks can share them.
             seed: of all that is drawn.
             progress: called as (epochs done, epochs in all, text).
 
@@ -77,7 +83,7 @@ class Codebook(Tables):
         """
         if messages < 2:
             raise RankError(f"messages={messages}: an answer needs at least two different messages")
-        start = ServerAware.fit(split, features, m=DIRECTIONS, seed=seed, fewer=True)
+        start = start or cls.directions(split, features, seed)
         lesson = Lesson.of(split, features)
         member = clusters(lesson.answers.cpu(), messages, seed)
         count = int(member.max()) + 1
