@@ -37,6 +37,23 @@ def test_other_cuts_operators_data_and_trainings_stay_out() -> None:
         assert found(tradeoff(stranger.pop("defence", "pruning"), WORSE, **stranger)) == {}
 
 
+def test_rows_on_models_that_differ_are_not_compared() -> None:
+    here = [tradeoff("pruning", WORSE), tradeoff("random", WORSE)]
+    # Other seeds, trainings and data have models of their own.
+    apart = [{"seed": 1}, {"training": "paper"}, {"data": "celeba"}]
+    assert found(*here, *(tradeoff("pca", WORSE, plain=0.2, **each) for each in apart))
+    for sentence, rows in (
+        (r"utkface, plain training, seed 0, stand .* away: pca at cut 4 \(the other 2 rows", here),
+        (r"away: pca at cut 4 \(the other 1 rows", here[:1]),
+    ):
+        with pytest.raises(ExperimentError, match=sentence):
+            found(tradeoff("pca", WORSE, plain=0.11), *rows)
+    with pytest.raises(ExperimentError, match="seed 3, stand on models that answer differently"):
+        undefended(
+            [tradeoff("pca", WORSE, seed=3, plain=plain, cut=cut) for plain, cut in ((0.1, 4), (0.2, 6))], "utkface"
+        )
+
+
 def test_rows_of_two_budgets_are_not_compared() -> None:
     with pytest.raises(ExperimentError, match="2 epochs in float32 and 20 epochs in float32"):
         found(tradeoff("top", OWN), tradeoff("pruning", OWN, epochs=2))

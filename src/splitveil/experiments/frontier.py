@@ -47,13 +47,27 @@ def rows_of(rows: Sequence[Row], data: str) -> list[Row]:
     """The rows of one data set.
 
     Raises:
-        ExperimentError: they are not of the same epochs and precision, so they cannot stand in one comparison.
+        ExperimentError: they cannot stand in one comparison: they are not of the same epochs and precision, or the
+            models that one training gave differ, as they do where processors or versions of torch differ.
     """
     found = [row for row in rows if row.config["data"] == data]
     budgets = sorted({(row.config["epochs"], row.config["precision"]) for row in found})
     if len(budgets) > 1:
         named = " and ".join(f"{epochs} epochs in {precision}" for epochs, precision in budgets)
         raise ExperimentError(f"rows of {data} were trained for {named}; compare rows of one training budget")
+    models: dict[tuple[str, int], dict[str, list[str]]] = {}
+    for row in found:
+        config, answers = row.config, row.numbers["undefended"]["right"]
+        same = models.setdefault((config["training"], config["seed"]), {})
+        same.setdefault(answers, []).append(f"{config['defence']} at cut {config['cut']}")
+    for (training, seed), same in models.items():
+        if len(same) > 1:
+            few, *others = sorted(same.values(), key=len)
+            raise ExperimentError(
+                f"rows of {data}, {training} training, seed {seed}, stand on models that answer differently, so they "
+                f"were computed in unlike places and do not compare; move those of one away: {', '.join(few)} (the "
+                f"other {sum(map(len, others))} rows are of another model)"
+            )
     return found
 
 
