@@ -444,8 +444,37 @@ def test_a_call_that_makes_no_sense_is_named_with_its_option(
     code, out, err = splitveil(*(run if argument == "RUN" else argument for argument in arguments))
     assert (code, out) == (2, "")
     assert word in err
-    assert "Usage:" in err
-    assert "Traceback" not in err
+    assert err.startswith("splitveil: ")
+    asked = "splitveil" if arguments[0] == "nope" else f"splitveil {arguments[0]}"
+    assert err.endswith(f"; see '{asked} --help'\n")
+    assert err.count("\n") == 1
+
+
+def test_without_a_command_the_help_is_shown(splitveil: Splitveil) -> None:
+    for call in ((), ("deploy",)):
+        code, out, err = splitveil(*call)
+        assert (code, err) == (2, "")
+        assert " ".join(("Usage: splitveil", *call)) in out
+    assert splitveil("nonsense") == (2, "", "splitveil: No such command 'nonsense'; see 'splitveil --help'\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_output_that_is_full_is_one_sentence(options: tuple[str, ...]) -> None:
+    call = (sys.executable, "-c", "import splitveil.cli as cli; cli.main()", "data", "digit-pairs", "--quiet", *options)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        2, "splitveil: the output cannot be written: no space is left where it goes\n"
+    )  # fmt: skip
+
+
+def test_an_interrupted_command_leaves_with_130(splitveil: Splitveil, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("splitveil.data.load_data", stopped)
+    assert splitveil("data", "digit-pairs", "--quiet").code == 130
 
 
 @pytest.mark.parametrize(
@@ -456,7 +485,7 @@ def test_a_missing_extra_is_one_sentence(
     splitveil: Splitveil, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
 ) -> None:
     error = ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.more")
-    monkeypatch.setattr(cli, "app", lambda: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(cli, "app", lambda **_: (_ for _ in ()).throw(error))
     code, out, err = splitveil(*TRAIN)
     assert (code, out) == (2, "")
     assert err == f"splitveil: this command needs the package {package!r}: pip install 'splitveil[{extra}]'\n"

@@ -25,7 +25,7 @@ from splitveil.bundle import from_frames
 from splitveil.client import Access, Answer, AsyncEdgeClient, EdgeClient, EdgeEncoder, Patience
 from splitveil.client.patience import Clock
 from splitveil.client.protocol import longest_answer, read_logits
-from splitveil.errors import DataError, RemoteError
+from splitveil.errors import DataError, RemoteError, ShapeError
 
 URL = "https://server.example"
 TOLERANCE = 1e-4  # of a logit, absolute, beside torch on the same decoded coefficients
@@ -120,6 +120,10 @@ def test_many_photos_go_in_requests_of_a_bounded_size(
     monkeypatch.setattr("splitveil.client.remote.LARGEST_BODY", 10)
     assert connect().batch == 1
     assert connect().answers([]) == []
+    asked = len(server.requests)
+    with pytest.raises(ShapeError):
+        connect().answers([*many, many[0][:, :-1]])
+    assert len(server.requests) == asked  # a bad photo is found before the others leave
 
 
 def test_the_request_is_what_the_protocol_says(connect: Any, server: Answering, pictures: list[np.ndarray]) -> None:

@@ -58,7 +58,7 @@ def test_a_table_for_people(splitveil: Any, exported: Path, server: Answering, p
         code, out, err = splitveil("infer", exported / "edge", *photos, "--url", url)
         with sv.EdgeClient(exported / "edge", url) as client:
             labels = [answer.label for answer in client.answers(photos)]
-    assert (code, err) == (0, "3/3 asking\n")
+    assert (code, err) == (0, "3/3 reading\n3/3 asking\n")
     rows = [line for line in out.splitlines() if ".png" in line]
     assert len(rows) == 3
     for row, label in zip(rows, labels, strict=True):
@@ -146,6 +146,7 @@ def test_tokens_and_limits_reach_the_client(
         (["--token-file", "{folder}"], "token cannot be read"), (["--token-file", "{image}"], "it is no text"),
         (["--ca", "{token}"], "holds no certificates"), (["--client-cert", "{token}"], "go together"),
         (["--require-signature", "{token}"], "holds no public key"),
+        (["--require-signature", "{folder}/none.pem"], "none.pem cannot be read (No such file or directory); name"),
         (["--url", "http://127.0.0.1:1", "--retries", "0"], "cannot be reached"), (["{folder}/none.jpg"], "no photo"),
     ],
 )  # fmt: skip

@@ -181,7 +181,7 @@ def test_what_is_no_http_is_named(exported: Path, pictures: list[np.ndarray], an
     with (
         talking(talk) as url,
         sv.EdgeClient(exported / "edge", url, patience=Patience(retries=1, first_wait=0.01)) as client,
-        pytest.raises(RemoteError, match=r"broke the connection off \(tried 2 times\)"),
+        pytest.raises(RemoteError, match=r"broke the connection off, as servers of https do \(tried 2 times\)"),
     ):
         client.answer(pictures[0])
 
@@ -235,13 +235,37 @@ def test_a_server_that_is_not_trusted_gets_nothing(
     exported: Path, server: Answering, pictures: list[np.ndarray], authority: trustme.CA, files: Path
 ) -> None:
     edge = exported / "edge"
-    for access, name in ((Access(), "127.0.0.1"), (Access(ca=files / "ca.pem"), "other.example")):
+    trusting = Access(ca=files / "ca.pem")
+    for access, name, sentence in (
+        (Access(), "127.0.0.1", "do not trust each other"), (trusting, "other.example", "certificate of another name"),
+    ):  # fmt: skip
         with (
             listening(server, context(authority, name)) as (url, _),
             sv.EdgeClient(edge, url, access=access) as client,
-            pytest.raises(RemoteError, match="do not trust each other"),
+            pytest.raises(RemoteError, match=sentence),
         ):
             client.answer(pictures[0])
+    assert not server.requests
+
+
+def test_http_and_https_mistaken_for_each_other_are_named(
+    exported: Path, server: Answering, pictures: list[np.ndarray], authority: trustme.CA
+) -> None:
+    def ask(url: str) -> None:
+        with sv.EdgeClient(exported / "edge", url, patience=Patience(retries=0)) as client:
+            client.answer(pictures[0])
+
+    def plain(connection: socket.socket, _: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+
+    with talking(plain) as url, pytest.raises(RemoteError, match="does not speak TLS; write http://"):
+        ask(url.replace("http:", "https:"))
+    with (
+        listening(server, context(authority)) as (url, _),
+        pytest.raises(RemoteError, match="broke the connection off, as servers of https do"),
+    ):
+        ask(url.replace("https:", "http:"))
     assert not server.requests
 
 

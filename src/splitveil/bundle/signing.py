@@ -19,7 +19,9 @@ def sign(manifest: bytes, private_key: Path) -> bytes:
 
     try:
         key = load_pem_private_key(private_key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise BundleError(_unread(private_key, error)) from error
+    except (ValueError, TypeError) as error:
         raise BundleError(f"{private_key} holds no private key that can be read ({error}); {_KEY_HELP}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise BundleError(f"{private_key} holds a key of another kind than Ed25519; {_KEY_HELP}")
@@ -38,7 +40,9 @@ def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
 
     try:
         key = load_pem_public_key(public_key.read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BundleError(_unread(public_key, error)) from error
+    except ValueError as error:
         raise BundleError(f"{public_key} holds no public key that can be read ({error}); {_KEY_HELP}") from error
     if not isinstance(key, Ed25519PublicKey):
         raise BundleError(f"{public_key} holds a key of another kind than Ed25519; {_KEY_HELP}")
@@ -54,3 +58,7 @@ def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
         raise BundleError(
             f"{folder} does not carry the signature of {public_key}; do not use it, or name the right key"
         ) from error
+
+
+def _unread(key: Path, error: OSError) -> str:
+    return f"the key {key} cannot be read ({error.strerror}); name the file that holds it"

@@ -1,6 +1,9 @@
 """The command line: each command is a signature, one library call, and a table or one JSON object."""
 
-from typing import Annotated
+import errno
+import os
+import sys
+from typing import Annotated, Any
 
 import typer
 
@@ -20,10 +23,13 @@ from splitveil.cli import (
     serve,
     train,
 )
-from splitveil.cli.output import fail
+from splitveil.cli.output import MISTAKE, fail
 from splitveil.errors import SplitveilError
 from splitveil.extras import explain_missing
 from splitveil.version import __version__
+
+_UsageError: Any = typer.BadParameter.__base__
+"""What the parser raises for arguments that make no sense; typer has no public name for it."""
 
 app = typer.Typer(
     name="splitveil",
@@ -66,10 +72,22 @@ def _options(
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, never a traceback."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except _UsageError as error:
+        said = " ".join(error.format_message().split()).rstrip(".")
+        if not said:  # without a command the help was shown
+            sys.exit(MISTAKE)
+        fail(f"{said}; see '{error.ctx.command_path if error.ctx else 'splitveil'} --help'")
     except SplitveilError as error:
         fail(str(error))
     except ModuleNotFoundError as error:
         if (sentence := explain_missing(error, "this command")) is None:
             raise
         fail(sentence)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written has no place to go
+        fail("the output cannot be written: no space is left where it goes")
+    sys.exit(code if isinstance(code, int) else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,8 +65,12 @@ def infer(
     quiet: Quiet = False,
 ) -> None:
     """Ask a server about photos, and show it no more of them than the bundle lets out."""
+    from PIL.Image import DecompressionBombWarning
+
     from splitveil.client import Access, EdgeClient, Patience, is_exposed
 
+    # Telephones take photos of 108 megapixels; from 179 on Pillow refuses to read one.
+    warnings.simplefilter("ignore", DecompressionBombWarning)
     ledger = _ledger(budget, budget_bits)
     access = Access(_token(token_file), ca, client_cert, client_key, token_over_http)
     patience = Patience(timeout=timeout, deadline=deadline, retries=retries)
@@ -85,8 +90,13 @@ def infer(
     ):
         if is_exposed(url):
             note("frames cross to the server without TLS: who reads them on the way knows what the server knows")
-        for start in range(0, len(photos), client.batch):
-            answers += client.answers(photos[start : start + client.batch], subject=subject)
+        frames: list[bytes] = []
+        for start in range(0, len(photos), client.batch):  # all of them, so that a bad one is found before any is sent
+            frames += client.encoder.frames(photos[start : start + client.batch])
+            if progress:
+                progress(len(frames), len(photos), "reading")
+        for start in range(0, len(frames), client.batch):
+            answers += client.ask(frames[start : start + client.batch], subject=subject)
             if progress:
                 progress(len(answers), len(photos), "asking")
     found = [_row(client, photo, answer, show_wire) for photo, answer in zip(photos, answers, strict=True)]

@@ -13,6 +13,8 @@ from splitveil.client.patience import Clock, Patience, TryAgain, persist
 from splitveil.client.protocol import LARGEST_JSON, read_refusal
 from splitveil.errors import RemoteError
 
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+"""What OpenSSL calls an answer in plain HTTP."""
 _AGAIN = {
     502: "is behind a gateway that got no valid answer from it",
     503: "has no room for the request, or is not ready",
@@ -126,12 +128,12 @@ class Connection:
                 await response.aclose()
         except httpx.TransportError as error:
             if (reason := _distrust(error)) is not None:
-                raise RemoteError(
-                    f"{self.who} and this client do not trust each other ({reason}); give the authority of its "
-                    "certificate, or this client's own certificate"
-                ) from error
-            unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            raise TryAgain("cannot be reached" if unreachable else "broke the connection off") from error
+                raise RemoteError(f"{self.who} {_advised(reason)}") from error
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                raise TryAgain("cannot be reached") from error
+            # What a server that expects TLS does with plain HTTP.
+            hint = "" if request.url.scheme == "https" else ", as servers of https do"
+            raise TryAgain(f"broke the connection off{hint}") from error
         if response.status_code == 500 and not read_refusal(body):
             # No fault that a server of this protocol has, as it would say so, but a proxy (Ray's) that lost its server.
             raise TryAgain("is behind a gateway that lost it")
@@ -165,6 +167,18 @@ def _retry_after(response: httpx.Response) -> float:
         return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     except (ValueError, OverflowError):
         return 0.0
+
+
+def _advised(reason: str) -> str:
+    """The end of a sentence on what TLS objects to, with what to do about it."""
+    if reason in _NOT_TLS:
+        return "does not speak TLS; write http:// if frames may cross without it, or ask its operator for https"
+    if "mismatch" in reason:
+        return f"shows a certificate of another name ({reason}); give its address by a name in the certificate"
+    return (
+        f"and this client do not trust each other ({reason}); give the authority of its certificate, or this client's "
+        "own certificate"
+    )
 
 
 def _distrust(error: BaseException) -> str | None:

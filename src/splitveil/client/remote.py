@@ -92,7 +92,7 @@ class AsyncEdgeClient:
         return (await self.answers([photo], subject=subject))[0]
 
     async def answers(self, photos: Sequence[Photo], *, subject: str | None = None) -> list[Answer]:
-        """Answers for photos, in their order, in requests of at most `batch`.
+        """Answers for photos, in their order, in requests of at most `batch`; all are read before the first one leaves.
 
         Args:
             photos: of one subject, where there is a budget.
@@ -105,11 +105,13 @@ class AsyncEdgeClient:
             RemoteError: the server cannot be reached in time, fails, refuses, holds another bundle, or answers with
                 what is no answer.
         """
-        found: list[Answer] = []
+        frames: list[bytes] = []
         for start in range(0, len(photos), self.batch):
             # In a thread, so that other requests go on while this one's photos are encoded.
-            frames = await asyncio.to_thread(self.encoder.frames, photos[start : start + self.batch])
-            found += await self.ask(frames, subject=subject)
+            frames += await asyncio.to_thread(self.encoder.frames, photos[start : start + self.batch])
+        found: list[Answer] = []
+        for start in range(0, len(frames), self.batch):
+            found += await self.ask(frames[start : start + self.batch], subject=subject)
         return found
 
     async def ask(self, frames: Sequence[bytes], *, subject: str | None = None) -> list[Answer]:

@@ -68,9 +68,12 @@ class EdgeClient:
 
     def answers(self, photos: Sequence[Photo], *, subject: str | None = None) -> list[Answer]:
         """Answers for photos, in their order; arguments and errors as of `AsyncEdgeClient.answers`."""
-        found: list[Answer] = []
+        frames: list[bytes] = []
         for start in range(0, len(photos), self.batch):
-            found += self.ask(self.encoder.frames(photos[start : start + self.batch]), subject=subject)
+            frames += self.encoder.frames(photos[start : start + self.batch])
+        found: list[Answer] = []
+        for start in range(0, len(frames), self.batch):
+            found += self.ask(frames[start : start + self.batch], subject=subject)
         return found
 
     def ask(self, frames: Sequence[bytes], *, subject: str | None = None) -> list[Answer]:
