@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from splitveil.errors import RankError, ShapeError
 from splitveil.obfuscate.aware import ServerAware
 from splitveil.obfuscate.clustering import clusters
-from splitveil.obfuscate.encoder import Encoder, Layer, affordable_layer
+from splitveil.obfuscate.encoder import Encoder, affordable_layer
 from splitveil.obfuscate.features import Features, frozen
 from splitveil.obfuscate.tables import Tables
 from splitveil.obfuscate.tuning import EPOCHS, Lesson, Progress, Weights
@@ -96,15 +96,11 @@ class Codebook(Tables):
             torch.manual_seed(seed)
             encoder = _scores(start, width, pool, start.encode(lesson.z), member)
         table = torch.stack([lesson.z[member == index].flatten(1).mean(0) for index in range(count)])
-        weights = {"weight": encoder.weight, "bias": encoder.bias, "table": table}
-        if encoder.layer is not None:
-            weights |= {"hidden": encoder.layer.weight, "hidden_bias": encoder.layer.bias}
-        objective = _Expected(frozen(split.server), start.mean, pool)
+        objective = _Expected(frozen(split.server), encoder)
         tuned = lesson.tune(
-            {name: value for name, value in weights.items() if value is not None}, objective, epochs=epochs, seed=seed,
-            progress=progress,
+            encoder.weights | {"table": table}, objective, epochs=epochs, seed=seed, progress=progress
         )  # fmt: skip
-        return cls(_encoder(start.mean, tuned, pool), tuned["table"], features.shape)
+        return cls(encoder.with_weights(tuned), tuned["table"], features.shape)
 
 
 def _scores(start: ServerAware, width: int, pool: int, a: Tensor, member: Tensor) -> Encoder:
@@ -114,11 +110,6 @@ def _scores(start: ServerAware, width: int, pool: int, a: Tensor, member: Tensor
     return Encoder(start.mean, centres @ inner.weight, -centres.square().sum(1) / 2, inner.layer)
 
 
-def _encoder(mean: Tensor, weights: Weights, pool: int) -> Encoder:
-    layer = Layer(weights["hidden"], weights["hidden_bias"], pool) if "hidden" in weights else None
-    return Encoder(mean, weights["weight"], weights["bias"], layer)
-
-
 @dataclass(frozen=True, eq=False)
 class _Expected:
     """The divergence of the answers to codewords: expected over the softmax of the scores while training, then of
@@ -126,11 +117,10 @@ class _Expected:
     """
 
     server: nn.Module
-    mean: Tensor
-    pool: int
+    encoder: Encoder
 
     def __call__(self, weights: Weights, z: Tensor, answers: Tensor, training: bool) -> Tensor:
-        scores = _encoder(self.mean, weights, self.pool)(z)
+        scores = self.encoder.with_weights(weights)(z)
         log_answers = self.server(weights["table"].clone().reshape(-1, *z.shape[1:])).log_softmax(1)
         costs: Tensor = torch.special.entr(answers).sum(1, keepdim=True).neg() - answers @ log_answers.mT
         if training:

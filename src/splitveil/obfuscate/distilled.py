@@ -102,24 +102,19 @@ def _fit(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = Encoder.started(start, width, pool)
-    weights = {"encoder": encoder.weight, "decoder": start.decoder, "offset": start.offset}
-    if encoder.layer is not None:
-        weights |= {"hidden": encoder.layer.weight, "hidden_bias": encoder.layer.bias}
+    weights = {**encoder.weights, "decoder": start.decoder, "offset": start.offset}
     if bottleneck:
         weights["log_noise"] = torch.full((m,), -2.0)  # little at first
     server = frozen(split.server) if student is None else student
-    objective = _Objective(server, start, pool, bottleneck)
+    objective = _Objective(server, encoder, bottleneck)
     tuned = Lesson.of(split, features).tune(
         weights, objective, epochs=epochs, seed=seed, server=student, progress=progress
     )
+    encoder = encoder.with_weights(tuned)
     return Distilled(
-        tuned["encoder"], start.mean, tuned["decoder"], tuned["offset"], start.energy, start.feature_shape, "distilled",
-        _layer(tuned, pool),
+        encoder.weight, start.mean, tuned["decoder"], tuned["offset"], start.energy, start.feature_shape, "distilled",
+        encoder.layer,
     )  # fmt: skip
-
-
-def _layer(weights: Weights, pool: int) -> Layer | None:
-    return Layer(weights["hidden"], weights["hidden_bias"], pool) if "hidden" in weights else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,14 +125,13 @@ class _Objective:
     """
 
     server: nn.Module
-    start: Affine
-    pool: int
+    encoder: Encoder
     bottleneck: float
 
     def __call__(self, weights: Weights, z: Tensor, answers: Tensor, training: bool) -> Tensor:
-        a = Encoder(self.start.mean, weights["encoder"], None, _layer(weights, self.pool))(z)
-        sizes = torch.tensor(prefixes(self.start.m))
-        order = torch.arange(self.start.m)
+        a = self.encoder.with_weights(weights)(z)
+        m = a.shape[1]
+        sizes, order = torch.tensor(prefixes(m)), torch.arange(m)
         if not training:
             losses = [self._loss(weights, a, (order < size).expand_as(a).to(a), z, answers, False) for size in sizes]
             return torch.stack(losses).mean()

@@ -1,5 +1,6 @@
 """Encoders that are tuned: an affine map, with or without a small layer before it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +93,17 @@ class Encoder:
         weight = torch.cat([torch.eye(m), -torch.eye(m), 0.01 * torch.randn(m, free)], dim=1)
         layer = Layer(torch.cat([rows, -rows, directions]), torch.zeros(width), pool)
         return cls(affine.mean, weight, None, layer)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What can be tuned, by name; `with_weights` takes it back."""
+        layer = {} if self.layer is None else {"hidden": self.layer.weight, "hidden_bias": self.layer.bias}
+        return {"weight": self.weight, **({} if self.bias is None else {"bias": self.bias}), **layer}
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> "Encoder":
+        """The same with other `weights`, of which there may be more than its own."""
+        layer = self.layer and Layer(weights["hidden"], weights["hidden_bias"], self.layer.pool)
+        return Encoder(self.mean, weights["weight"], self.bias if self.bias is None else weights["bias"], layer)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Outputs (B, k) of features (B, *feature)."""
