@@ -3,7 +3,7 @@
 An image shows three handwritten digits. The service answers how far the first two are apart, 0 to 9; the third is
 nobody's business. The answer is no sum of what the two digits tell one by one, so it takes more than a small head.
 
-    python examples/own_residual_network.py --out own       # model.pt2, images/, classes.txt; five minutes on one core
+    python examples/own_residual_network.py --out own       # model.pt2, images/, classes.txt; minutes on one core
     splitveil obfuscate own/model.pt2 --split layer3 --images own/images --m 12 --method server-aware \\
         --classes own/classes.txt --out own/run
     python examples/own_residual_network.py --out own --check own/run
@@ -125,12 +125,15 @@ def in_batches(function: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([function(rows) for rows in torch.split(x, 500)])
 
 
-def make(out: Path) -> None:
+def make(out: Path, epochs: int) -> None:
     """Train, save, and say what answering on the device would come to at the same cut."""
     torch.manual_seed(0)
+    torch.set_num_threads(
+        1
+    )  # layers as small as these are slower on several cores, and many times where those are busy
     parts = draw_images()
     (x, digits), (x_test, digits_test) = parts["train"], parts["test"]
-    model = train(ResidualNet(), x, apart(digits), epochs=EPOCHS)
+    model = train(ResidualNet(), x, apart(digits), epochs=epochs)
     save(out, model, parts["unlabelled"][0])
     split = sv.SplitModel(model, at=CUT)
     soft = in_batches(model, x).softmax(1)
@@ -152,7 +155,9 @@ def save(out: Path, model: nn.Module, unlabelled: Tensor) -> None:
     """The three things that splitveil is given; no label is among them."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch")
-    program = torch.export.export(model.eval(), (unlabelled[:2],), dynamic_shapes=({0: batch},))
+    # Not images[:2]: the file would keep them, and all the images behind the slice.
+    example = torch.zeros(2, *unlabelled.shape[1:])
+    program = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: batch},))
     torch.export.save(program, out / "model.pt2")
     for number, picture in enumerate((unlabelled[:, 0] * 255).round().byte()):
         Image.fromarray(picture.numpy()).save(out / "images" / f"{number:04}.png")
@@ -173,11 +178,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and the images")
     parser.add_argument("--check", type=Path, metavar="RUN", help="a folder that 'splitveil obfuscate' has written")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the training")
     given = parser.parse_args()
-    if given.check is None:
-        make(given.out)
-    else:
-        check(given.check)
+    try:
+        if given.check is None:
+            make(given.out, given.epochs)
+        else:
+            check(given.check)
+    except sv.SplitveilError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -358,7 +358,7 @@ ATTACK = ("attack", "RUN", "--split", 6)
         ((*TRAIN, "--set", "removal=2"), "removal must be a share from 0 to 1, not 2"),
         (("train", "--data", "digit-pairs", "--out", "file/x"), "cannot be written"),
         (("train", "--data", "digit-pairs", "--out", "x" * 300), "choose another folder"),
-        (("inspect", "nowhere"), "does not exist; name a folder that 'splitveil train' has written"),
+        (("inspect", "nowhere"), "does not exist; name a folder that 'splitveil train' or 'obfuscate' has written"),
         (("inspect", "x" * 300), "File name too long"),
         (("inspect", "damaged"), "cannot be read as JSON"),
         (("inspect", "unfinished"), "holds no finished training"),

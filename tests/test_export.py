@@ -266,7 +266,10 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     for arguments, words in (
         (["--split", "9", "--method", "free"], "no cut 9"),
-        (["--split", "4", "--method", "top", "--m", "8", "--sign", str(tmp_path / "none.pem")], "no private key"),
+        (
+            ["--split", "4", "--method", "top", "--m", "8", "--sign", str(tmp_path / "none.pem")],
+            "none.pem cannot be read",
+        ),
         (["--split", "4", "--method", "top", "--m", "1", "--max-drop", "0"], "is proven to drop at most 0 points"),
     ):
         monkeypatch.setattr(

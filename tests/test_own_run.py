@@ -17,6 +17,7 @@ from splitveil import obfuscate
 from splitveil.cli.methods import Fit
 from splitveil.data import Dataset, Part, load_unlabelled
 from splitveil.errors import DataError, ModelError, RunError
+from splitveil.export import export
 from splitveil.picture import read_photo
 from splitveil.runs import MANIFEST, OBFUSCATOR, Run, obfuscate_run, train_run
 from test_cli import Splitveil
@@ -140,7 +141,6 @@ def test_files_that_are_no_images_are_left_out_or_refused(photos: Path, tmp_path
 def test_a_run_of_a_file_holds_all_that_is_needed(program: Path, photos: Path, tmp_path: Path) -> None:
     run = fitted(tmp_path / "run", program, photos, classes=["cat", "dog", "owl"], seed=3)
     assert {path.name for path in run.folder.iterdir()} == {MANIFEST, OBFUSCATOR, "model.pt2"}
-    assert (run.folder / "model.pt2").read_bytes() == program.read_bytes()
     split, veil, images = run.split(), run.obfuscator(), run.samples()
     assert split.layer_name == CUT
     assert veil.name == "server-aware"
@@ -155,6 +155,21 @@ def test_a_run_of_a_file_holds_all_that_is_needed(program: Path, photos: Path, t
     z = split.client(images)
     torch.testing.assert_close(veil.encode(z), again.encode(z))
     assert split.answer(veil, veil.encode(z)).shape == (8, 3)
+
+
+def test_a_run_keeps_no_image_that_the_model_was_exported_with(photos: Path, tmp_path: Path) -> None:
+    private = torch.rand(50, 1, 8, 8)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(residual_net(), (private[:2],), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "net.pt2")
+    images = [each.numpy().tobytes() for each in private]
+    with_images = (tmp_path / "net.pt2").read_bytes()
+    assert all(image in with_images for image in images)  # all fifty, of which two were shown
+    run = fitted(tmp_path / "run", tmp_path / "net.pt2", photos)
+    kept = b"".join(path.read_bytes() for path in run.folder.iterdir())
+    assert len(kept) < len(with_images)
+    assert not any(image in kept for image in images)
+    torch.testing.assert_close(run.model()(private), residual_net()(private), rtol=0, atol=0)
 
 
 def test_a_run_of_a_function_keeps_the_weights_that_it_had(beside: Path, photos: Path, tmp_path: Path) -> None:
@@ -232,6 +247,28 @@ def test_what_cannot_be_fitted_leaves_no_run(
     with pytest.raises(error, match=sentence):
         obfuscate_run(tmp_path / "run", **{**asked, **change})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["run", "new/deep/run"])
+def test_a_folder_that_is_closed_is_named_before_anything_is_fitted(
+    program: Path, photos: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    run = fitted(tmp_path / "fitted", program, photos)
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    # Not by its mode, which is nothing to an administrator.
+    monkeypatch.setattr("os.access", lambda path, mode: closed not in (path, *path.parents) and mode)
+    monkeypatch.setattr("splitveil.runs.fitting.fit_obfuscator", None)
+    monkeypatch.setattr("splitveil.export.bundles.choose_veil", None)
+    sentence = f"{place} cannot be written, as {closed} is closed to you; choose another folder"
+    with pytest.raises(RunError, match=sentence):
+        fitted(closed / place, program, photos)
+    with pytest.raises(RunError, match=sentence):
+        train_run(closed / place, Run(trained).data(), sv.Recipe(epochs=1), source="digit-pairs")
+    with pytest.raises(RunError, match=sentence):
+        export(run.model(), run.samples(), closed / place, cut=CUT, obfuscator=run.obfuscator(), name="net")
+    monkeypatch.undo()
+    fitted(tmp_path / place, program, photos)
 
 
 def test_no_run_is_overwritten(program: Path, photos: Path, trained: Path, tmp_path: Path) -> None:

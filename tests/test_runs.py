@@ -142,7 +142,9 @@ def test_a_damaged_manifest_is_a_run_error(folder: Path, damage: Callable[[str],
 
 
 def test_a_run_that_is_not_there_or_not_finished_is_a_run_error(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="does not exist; name a folder that 'splitveil train' has written"):
+    with pytest.raises(
+        RunError, match="does not exist; name a folder that 'splitveil train' or 'obfuscate' has written"
+    ):
         Run(tmp_path / "nowhere")
     with pytest.raises(RunError, match="cannot be"):
         Run("x" * 300)

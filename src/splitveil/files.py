@@ -22,6 +22,13 @@ def is_there(path: Path) -> bool:
         raise RunError(f"{path} cannot be looked up ({error}); choose another folder") from error
 
 
+def check_writable(folder: Path) -> None:
+    """Raises `RunError` where a folder is not to be written, or made, before long work shows it."""
+    there = next(place for place in (folder, *folder.absolute().parents) if is_there(place))
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"{folder} cannot be written, as {there} is closed to you; choose another folder")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically.
 
@@ -51,7 +58,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist; name a folder that 'splitveil train' has written") from error
+        raise RunError(
+            f"{path} does not exist; name a folder that 'splitveil train' or 'obfuscate' has written"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read as JSON ({error}); restore it or train again") from error
 

@@ -63,6 +63,7 @@ def export(
     from splitveil.runs import Run
 
     opened = Run(run, trust=trust)
+    replaces = is_there(out / "edge" / "manifest.json")
     check_options(opened, {"--split": cut, "--method": method, "--messages": messages, "--operator": operator})
     there = opened.folder / "profile.json"
     with progress_bar(quiet) as progress:
@@ -90,6 +91,8 @@ def export(
         f", proven to drop at most {policy.proven_drop:g} points" if policy.proven_drop is not None else ""
     )
     print_table(f"exported {run}", ["fact", "value"], [[key.replace("_", " "), facts[key]] for key in facts])
+    if replaces:
+        note(f"the bundle that was in {out} is replaced: its edge halves elsewhere will find no server for them here")
     note(f"serve it: splitveil serve {exported.folder / 'server'}")
 
 

@@ -37,7 +37,7 @@ def obfuscate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit an obfuscator to a trained model and unlabelled images, for 'profile', 'export' and 'attack'."""
+    """Fit an obfuscator to a trained model and unlabelled images, for 'profile' and 'export'."""
     from splitveil.runs import Run, obfuscate_run
     from splitveil.train import available
 

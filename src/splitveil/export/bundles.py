@@ -28,6 +28,7 @@ from splitveil.export.graphs import to_onnx
 from splitveil.export.halves import EdgeHalf, ServerHalf, Veil
 from splitveil.export.policies import check_profile, policy_of, profile_of, rows_in
 from splitveil.export.veils import Sent, Wish, choose_veil
+from splitveil.files import check_writable
 from splitveil.linear import Operator
 from splitveil.obfuscate import Affine, Tables
 from splitveil.profile import Profile
@@ -119,6 +120,7 @@ def export(
         BundleError: the folder holds something else, or the key cannot be read.
     """
     folder = Path(out)
+    check_writable(folder)
     for side in (EDGE, SERVER):
         check_free(folder / side)
     if not re.fullmatch(NAME, name):

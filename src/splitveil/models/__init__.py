@@ -3,7 +3,7 @@
 Loading a user's own model runs code of its maker (docs/threat-model.md): only for files that the user names.
 """
 
-from splitveil.models.exported import load_exported
+from splitveil.models.exported import load_exported, without_examples
 from splitveil.models.function import call_function, is_reference
 from splitveil.models.shapes import InputShape, answer_of, declared_shape, known_shape
 from splitveil.models.table1 import Table1Net
@@ -17,4 +17,5 @@ __all__ = [
     "is_reference",
     "known_shape",
     "load_exported",
+    "without_examples",
 ]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def load_exported(path: Path) -> fx.GraphModule:
     # As `Table1Net` says it; a size that may vary is None.
     module.__dict__["input_shape"] = tuple(s if isinstance(s, int) else None for s in images.meta["val"].shape[1:])
     return module.eval()
+
+
+def without_examples(path: Path) -> bytes:
+    """What ``torch.export.save`` would have written without the images that the model was exported with.
+
+    A file keeps them, and of a slice such as ``images[:2]`` all the images that lie behind it.
+
+    Raises:
+        ModelError: as `load_exported` does of a file that cannot be read.
+    """
+    program, file = _read(path), BytesIO()
+    program.example_inputs = None
+    torch.export.save(program, file)
+    return file.getvalue()
 
 
 def _read(path: Path) -> torch.export.ExportedProgram:

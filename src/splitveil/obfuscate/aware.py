@@ -87,11 +87,12 @@ A = TypeVar("A", bound=Affine)
 
 def _enough(fitted: A, m: int) -> A:
     if fitted.m < m:
-        raise RankError(
-            f"only {fitted.m} directions of the feature matter to the server; choose m of at most that"
-            if fitted.m
-            else "no direction of the feature matters: the features are all equal, or the server's answers are"
-        )
+        if not fitted.m:
+            raise RankError(
+                "no direction of the feature matters: the features are all equal, or the server's answers are"
+            )
+        those = "direction" if fitted.m == 1 else "directions"
+        raise RankError(f"only {fitted.m} {those} of the feature matter to the server; choose m of at most that")
     return fitted
 
 

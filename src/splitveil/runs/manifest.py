@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from splitveil.errors import RunError
-from splitveil.files import is_there, read_json, write_json
+from splitveil.files import check_writable, is_there, read_json, write_json
 from splitveil.runs.sources import PROGRAM, WEIGHTS, ModelSource, Strict
 from splitveil.train import CHECKPOINT
 from splitveil.version import __version__
@@ -88,7 +88,8 @@ def claim(folder: Path, manifest: Manifest) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Raises `RunError` where the folder holds a run, or the weights of one."""
+    """Raises `RunError` where the folder holds a run, or the weights of one, or cannot be written."""
+    check_writable(folder)
     if is_there(folder / MANIFEST):
         raise RunError(f"{folder} holds a run already; choose another folder")
     if any(is_there(folder / name) for name in (CHECKPOINT, WEIGHTS, PROGRAM)):

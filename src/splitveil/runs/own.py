@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -9,10 +10,10 @@ from torch import nn
 
 from splitveil.errors import ModelError
 from splitveil.files import is_there, write_bytes
-from splitveil.models import answer_of, call_function, is_reference, known_shape, load_exported
+from splitveil.models import answer_of, call_function, is_reference, known_shape, load_exported, without_examples
 from splitveil.runs.manifest import DataSource, ImageSource
 from splitveil.runs.run import Run
-from splitveil.runs.sources import WEIGHTS, ExportedSource, FunctionSource, ModelSource, sha256_of
+from splitveil.runs.sources import WEIGHTS, ExportedSource, FunctionSource, ModelSource
 from splitveil.tensors import write_tensors
 
 
@@ -70,9 +71,9 @@ def _of_run(run: Run, size: tuple[int, int] | None) -> NamedModel:
 
 
 def _of_file(path: Path, size: tuple[int, int] | None) -> NamedModel:
-    model, content = load_exported(path), path.read_bytes()
+    model, content = load_exported(path), without_examples(path)
     shape = known_shape(model, size)
-    source = ExportedSource(sha256=sha256_of(path), input_shape=shape, n_classes=_classes(model, shape))
+    source = ExportedSource(sha256=sha256(content).hexdigest(), input_shape=shape, n_classes=_classes(model, shape))
     return NamedModel(model, source, lambda folder: write_bytes(folder / source.file, content))
 
 

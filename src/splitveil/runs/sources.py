@@ -41,7 +41,7 @@ class Table1Source(Strict):
 
 
 class ExportedSource(Strict):
-    """A user's model that ``torch.export.save`` wrote: a copy of the file, known by its SHA-256."""
+    """A user's model that ``torch.export.save`` wrote: the file without example inputs, known by its SHA-256."""
 
     name: Literal["exported"] = "exported"
     sha256: str

@@ -203,8 +203,8 @@ def open_models(folders: Sequence[str | Path], settings: Settings) -> Models:
             versions = models.places.setdefault(model.name, {})
             if place.version in versions:
                 raise ServeError(
-                    f"{place.folder} is a second model {model.name!r} of version {place.version}; put both into a "
-                    f"folder as {model.name}/1 and {model.name}/2"
+                    f"{place.folder} is a second model {model.name!r} of version {place.version}; export one "
+                    f"under another --name, or put versions of one model into {model.name}/1 and {model.name}/2"
                 )
             versions[place.version] = place
             models._serve(place, model)
