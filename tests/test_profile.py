@@ -270,8 +270,7 @@ def test_what_the_edge_stores_of_a_fitted_obfuscator(model: sv.Table1Net, data: 
         rows = sv.measure_profile(model, data, cuts=[4], obfuscator=veil, kept=[2]).rows
         stored[kind] = [row.encoder_parameters for row in rows]
         if isinstance(veil, Codebook):
-            parts = (veil.encoder.mean, veil.encoder.weight, veil.encoder.bias, veil.encoder.hidden,
-                     veil.encoder.hidden_bias)  # fmt: skip
+            parts = (veil.encoder.mean, *veil.encoder.weights.values())
             assert stored[kind] == [sum(part.numel() for part in parts if part is not None)]
     n = 64  # of the feature, and its mean
     affine = [n + 2 * n, n + 2 * n + 2, n + 2 * n + 2, n + 5 * n, n + 5 * n + 5, n + 5 * n + 5]

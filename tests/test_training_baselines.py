@@ -105,7 +105,7 @@ def test_adversarial_training_hides_its_secret_from_a_fresh_adversary(undefended
 def opponent(undefended: Undefended, gamma: float = 2.0) -> tuple[Opponent, nn.Module]:
     secret = Secret.of(undefended)
     network = adversary(undefended, secret.n_values)
-    return Opponent(undefended.model.layer4, network, secret, gamma, fast=False), network
+    return Opponent(undefended.model.layer4, network, secret, gamma, "float32"), network
 
 
 def test_the_adversary_has_the_servers_architecture_and_learns_while_the_model_stands_still(
