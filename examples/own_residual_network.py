@@ -128,9 +128,7 @@ def in_batches(function: nn.Module, x: Tensor) -> Tensor:
 def make(out: Path, epochs: int) -> None:
     """Train, save, and say what answering on the device would come to at the same cut."""
     torch.manual_seed(0)
-    torch.set_num_threads(
-        1
-    )  # layers as small as these are slower on several cores, and many times where those are busy
+    torch.set_num_threads(1)  # layers this small are slower on several cores, and many times where those are busy
     parts = draw_images()
     (x, digits), (x_test, digits_test) = parts["train"], parts["test"]
     model = train(ResidualNet(), x, apart(digits), epochs=epochs)

@@ -66,6 +66,17 @@ def test_a_table_for_people(splitveil: Any, exported: Path, server: Answering, p
     assert "[red]b.png" in rows[1]
 
 
+def test_photos_of_many_megapixels_are_read_without_a_word(
+    splitveil: Any, exported: Path, server: Answering, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Image.open(photos[0]) as photo:
+        width, height = photo.size
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", width * height - 1)  # from so many on Pillow warns
+    with listening(server) as (url, _):
+        code, _, err = splitveil("infer", exported / "edge", photos[0], "--url", url, "--quiet")
+    assert (code, err) == (0, "")
+
+
 def test_one_object_for_machines(splitveil: Any, exported: Path, server: Answering, photos: list[Path]) -> None:
     with listening(server) as (url, _):
         call = (

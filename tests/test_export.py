@@ -250,7 +250,9 @@ def test_the_command_writes_both_and_says_so(
     with pytest.raises(SystemExit) as leaving:
         main()
     assert leaving.value.code == 0
-    said = json.loads(capsys.readouterr().out)
+    first = capsys.readouterr()
+    assert "replaced" not in first.err
+    said = json.loads(first.out)
     assert said["identity"] == read_server(tmp_path / "b" / "server").manifest.identity
     assert (said["frame_bytes"], said["policy"]["m"], said["name"]) == (16 + 8, 8, "digit-pairs")
     monkeypatch.setattr(sys, "argv", ["splitveil", *arguments])
@@ -259,6 +261,7 @@ def test_the_command_writes_both_and_says_so(
     shown = capsys.readouterr()
     assert "m'=8 as int8" in shown.out
     assert f"splitveil serve {tmp_path / 'b' / 'server'}" in shown.err
+    assert f"the bundle that was in {tmp_path / 'b'} is replaced" in shown.err  # by its second writing, not its first
 
 
 def test_mistakes_are_one_sentence(
