@@ -44,7 +44,7 @@ def fastest_precision(device: str | torch.device) -> Precision:
 def products(device: torch.device, precision: Precision) -> Iterator[None]:
     """While entered, linear layers and convolutions compute in this precision; all else follows torch.autocast.
 
-    Where the device has no instructions for bfloat16, torch multiplies such numbers one by one, six times slower than
+    Where the device has no instructions for bfloat16, torch multiplies such numbers one by one, many times slower than
     float32. There factors are rounded to bfloat16 and multiplied and added in float32, as such instructions do.
     """
     fast = precision == "bfloat16"
