@@ -262,12 +262,12 @@ def test_a_profile_is_made_and_chosen_from(
     )
     code, out, err = splitveil("choose", folder, *wishes[2:])
     assert code == 0
-    assert err.startswith("note: what it still tells: splitveil attack RUN --split ")
+    assert err.startswith(f"note: what it still tells: splitveil attack {folder} --split ")
     assert "proven at 95 % confidence to drop at most 5 points" in " ".join(out.split())
     assert "measured │ accuracy " in " ".join(out.split())
     assert err.splitlines()[-1] == (
-        f"note: to serve it: splitveil export RUN --out FOLDER --split {choice['cut']} --method top --m {choice['m']} "
-        "--operator dense --coding int8 --max-drop 5 --confidence 0.95"
+        f"note: to serve it: splitveil export {folder} --out FOLDER --split {choice['cut']} --method top "
+        f"--m {choice['m']} --operator dense --coding int8 --max-drop 5 --confidence 0.95"
     )
     code, out, err = splitveil(*wishes, "--coding", "int4", "--json")
     assert (code, json.loads(out)["choice"]["coding"]) == (0, "int4")

@@ -326,6 +326,7 @@ def test_the_second_server_on_a_port_is_refused(tmp_path: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING)
             assert done.returncode == 2
             assert "cannot listen on 127.0.0.1" in done.stderr.splitlines()[-1]
+            assert done.stderr.rstrip().endswith("; choose another address or port")
             assert done.stdout == ""
 
 

@@ -72,7 +72,7 @@ def _options(
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, never a traceback."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="splitveil", standalone_mode=False)
         sys.stdout.flush()
     except _UsageError as error:
         said = " ".join(error.format_message().split()).rstrip(".")

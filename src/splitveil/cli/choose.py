@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,19 +83,20 @@ def choose(
     facts += [["measured", _measured(choice.row)], ["proven from", f"{choice.by}, against the {choice.reference}"]]
     print_table(choice.sentence, ["fact", "value"], facts)
     proof = "" if max_drop is None else f" --max-drop {max_drop:g} --confidence {confidence:g}"
-    _print_next(choice.row, proof)
+    run = shlex.quote(str(profile.parent)) if (profile.parent / "run.json").is_file() else "RUN"
+    _print_next(choice.row, run, proof)
 
 
-def _print_next(row: Any, proof: str) -> None:
-    """The commands that go on from a choice; an obfuscator that was fitted lies in a run of its own."""
+def _print_next(row: Any, run: str, proof: str) -> None:
+    """The commands that go on from a choice, for the run that the profile lies in, or for any."""
     if row.obfuscator is not None:
         kept = "" if row.messages is not None else f" --m {row.m} --coding {row.coding}"
-        note(f"to serve it, with RUN of 'splitveil obfuscate': splitveil export RUN --out FOLDER{kept}{proof}")
+        note(f"to serve it: splitveil export {run} --out FOLDER{kept}{proof}")
         return
     place, messages = f"--split {row.cut or row.layer} --method top", f"--m {row.m} --operator {row.operator}"
     if row.method == "top":
-        note(f"what it still tells: splitveil attack RUN {place} {messages}")
-    note(f"to serve it: splitveil export RUN --out FOLDER {place} {messages} --coding {row.coding}{proof}")
+        note(f"what it still tells: splitveil attack {run} {place} {messages}")
+    note(f"to serve it: splitveil export {run} --out FOLDER {place} {messages} --coding {row.coding}{proof}")
 
 
 def _measured(row: Any) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -132,7 +133,11 @@ async def _http(service: Service) -> AsyncIterator[_Http]:
             ssl_handshake_timeout=patience, ssl_shutdown_timeout=patience,
         )  # fmt: skip
     except OSError as error:
-        raise ServeError(f"cannot listen on {settings.host} port {settings.http_port} ({error})") from error
+        why = (
+            os.strerror(error.errno) if error.errno and error.errno > 0 else error
+        )  # names that are not known have none
+        place = f"{settings.host} port {settings.http_port}"
+        raise ServeError(f"cannot listen on {place} ({why}); choose another address or port") from error
     try:
         yield _Http(service, connections, server)
     finally:
