@@ -57,10 +57,10 @@ def draw(seed: int, n: int, values: int, ties: bool) -> tuple[np.ndarray, np.nda
     return np.round(scores) if ties else scores, secret
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.booleans())
-def test_auc_is_sklearns_with_ties_and_with_weights(seed: int, values: int, ties: bool) -> None:
-    scores, secret = draw(seed, 40, values, ties)
-    weights = np.random.default_rng(seed + 1).integers(1, 4, size=(3, 40)).astype(float)
+@given(st.sampled_from([40, 400]), st.integers(0, 2**32 - 1), st.integers(2, 5), st.booleans())
+def test_auc_is_sklearns_with_ties_and_with_weights(n: int, seed: int, values: int, ties: bool) -> None:
+    scores, secret = draw(seed, n, values, ties)  # many samples are sorted, few compared
+    weights = np.random.default_rng(seed + 1).integers(1, 4, size=(3, n)).astype(float)
     expected = [
         np.mean([roc_auc_score(secret == v, scores[:, v], sample_weight=row) for v in range(values)]) for row in weights
     ]
@@ -74,6 +74,8 @@ def test_auc_counts_scores_of_minus_infinity_as_ties() -> None:
     expected = roc_auc_score(secret == 0, below[:, 0])
     both = np.hstack([scores, -below])
     np.testing.assert_allclose(macro_auc(both, secret)(np.ones((1, 4))), [expected])
+    many, weights = np.tile(both, (40, 1)), np.ones((1, 160))  # as many positive ones as are sorted
+    np.testing.assert_allclose(macro_auc(many, np.tile(secret, 40))(weights), [expected])
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
