@@ -10,7 +10,7 @@ from splitveil.attack import ATTACKS, reconstruct
 from splitveil.data import Dataset, load_data
 from splitveil.files import write_json, write_text
 from splitveil.linear import factorise
-from splitveil.measure import leakages, references_of, view
+from splitveil.measure import RawFeatures, leakages, references_of, view
 from splitveil.message import Obfuscator
 from splitveil.obfuscate import DistortionFree, Identity, TopComponents
 from splitveil.report import demo_report
@@ -60,7 +60,9 @@ def run_demo(out: str | Path, *, progress: Progress | None = None) -> dict[str, 
 def _rows(
     split: SplitModel, veils: dict[str, Obfuscator], data: Dataset, progress: Progress | None
 ) -> list[dict[str, Any]]:
-    same: dict[str, Any] = {"hidden": ["digit"], "attacks": ATTACKS, "progress": progress}
+    same: dict[str, Any] = {
+        "hidden": ["digit"], "attacks": ATTACKS, "progress": progress, "features": RawFeatures(data),
+    }  # fmt: skip
     references = references_of(split, data, **same)
     found = leakages([(split, veil) for veil in veils.values()], data, references=references, **same)
     return [

@@ -10,7 +10,7 @@ from splitveil.attack import Attack
 from splitveil.data import Dataset
 from splitveil.experiments.cells import Place
 from splitveil.files import is_there, read_json, write_json
-from splitveil.measure import AttackScore, Estimate, References, references_of
+from splitveil.measure import AttackScore, Estimate, RawFeatures, References, references_of
 from splitveil.profiling import model_digest
 from splitveil.split import SplitModel
 from splitveil.train import Progress
@@ -31,15 +31,16 @@ def kept_lines(
     seed: int,
     several: Sequence[int],
     progress: Progress | None = None,
+    features: RawFeatures | None = None,
 ) -> dict[str, References]:
     """`references_of`, each computed once per model, data, cut, attribute, suite and seed, and kept in ``place.runs``.
 
     Args:
         label: begins the names of the files.
         place: where they are kept.
-        split, data, hidden, attacks, seed, several, progress: see `references_of`.
+        split, data, hidden, attacks, seed, several, progress, features: see `references_of`.
     """
-    same: dict[str, Any] = {"attacks": attacks, "seed": seed, "several": several}
+    same: dict[str, Any] = {"attacks": attacks, "seed": seed, "several": several, "features": features}
     facts = [
         model_digest(split.model), data.digest, split.layer_name, [attack.name for attack in attacks], seed,
         list(several), place.device,

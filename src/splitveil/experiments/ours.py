@@ -12,6 +12,7 @@ from splitveil.data import Dataset
 from splitveil.errors import RankError
 from splitveil.experiments.accuracy import Numbers
 from splitveil.linear import factorise
+from splitveil.measure import RawFeatures
 from splitveil.message import Obfuscator
 from splitveil.obfuscate import (
     FINITE,
@@ -27,7 +28,7 @@ from splitveil.obfuscate import (
     fit_obfuscator,
 )
 from splitveil.split import SplitModel
-from splitveil.train import Progress, predict
+from splitveil.train import Progress
 
 PROJECTIONS = ("top", "free", "bounded")
 FITTED = ("covariance-aware", "server-aware", "distilled", *FINITE)
@@ -45,6 +46,7 @@ def fit_ours(
     settings: Sequence[dict[str, Any]],
     split: SplitModel,
     data: Dataset,
+    raw: RawFeatures,
     *,
     operator: str,
     seed: int,
@@ -57,6 +59,7 @@ def fit_ours(
         settings: ``m``, ``messages``, ``epsilon`` or nothing, as the obfuscator needs; of ``m`` the largest first.
         split: the trained model.
         data: the data set.
+        raw: its features.
         operator: of the projections at convolutions, "dense" or "patch".
         seed: of what is drawn.
         progress: called as (done, in all, text).
@@ -66,9 +69,8 @@ def fit_ours(
     """
     if defence in PROJECTIONS:
         return _projections(defence, settings, split, data, operator)
-    z = predict(split.client, data.train)
     macs = multiply_accumulates(split.client, data.train.images(slice(0, 1)).to(split.device))
-    features = Features.known(z, client_macs=macs)
+    features = Features.known(raw.of(split, "train"), client_macs=macs)
     if defence in FINITE:
         return _finite(defence, settings, split, features, seed, progress), []
     return _prefixes(defence, settings, split, features, seed, progress)

@@ -20,7 +20,7 @@ from splitveil.experiments.cells import Place, Report, Result
 from splitveil.experiments.lines import ON_MAPS, kept_lines
 from splitveil.experiments.ours import OURS, Fitted, fit_ours
 from splitveil.experiments.training import trained, within
-from splitveil.measure import Leakage, References, leakages, view
+from splitveil.measure import Leakage, RawFeatures, References, leakages, view
 from splitveil.measure.scores import pack
 from splitveil.split import SplitModel
 from splitveil.statistics import proportion
@@ -84,19 +84,19 @@ def compute(cell: PointsCell, place: Place, report: Report) -> Result:
     start = time.perf_counter()
     data = load_data(cell.data, root=place.data_root)
     model = _model(cell, cell.training, cell.seed, data, place, report)
-    split = SplitModel(model, at=cell.cut)
+    split, features = SplitModel(model, at=cell.cut), RawFeatures(data)
     trained_at = time.perf_counter()
-    fitted, left_out = _fit(cell, model, data, within(report, 0.2, 0.6))
-    chosen, targets = _chosen(cell, fitted, data, place, report)
+    fitted, left_out = _fit(cell, split, data, features, within(report, 0.2, 0.6))
+    chosen, targets = _chosen(cell, fitted, data, features, place, report)
     fitted_at = time.perf_counter()
     attacks = _named(cell.attacks)
     same: dict[str, Any] = {
         "hidden": cell.hidden, "attacks": attacks, "seed": cell.seed,
         "several": SEVERAL if set(cell.hidden) & set(SUBJECTS) else (),
     }  # fmt: skip
-    lines = _references(cell, split, data, place, report, same)
+    lines = _references(cell, split, data, features, place, report, same)
     pairs = [(fitted[index][1].split, fitted[index][1].veil) for index in chosen]
-    leaks = leakages(pairs, data, references=lines, progress=within(report, 0.8, 1.0), **same)
+    leaks = leakages(pairs, data, references=lines, features=features, progress=within(report, 0.8, 1.0), **same)
     numbers = {
         "n_test": len(data.test),
         "prior": {name: its.prior.as_row() for name, its in lines.items()},
@@ -125,30 +125,33 @@ def _model(cell: PointsCell, training: str, seed: int, data: Dataset, place: Pla
     return trained("models", label, recipe, cell.data, data, place, within(report, 0.0, 0.2))[0]
 
 
-def _fit(cell: PointsCell, model: nn.Module, data: Dataset, progress: Any) -> tuple[Fitted, list[Numbers]]:
+def _fit(
+    cell: PointsCell, split: SplitModel, data: Dataset, features: RawFeatures, progress: Any
+) -> tuple[Fitted, list[Numbers]]:
     """The defence at each setting, and the settings that are not possible here with the reason."""
     if cell.defence in OURS:
-        split = SplitModel(model, at=cell.cut)
         same: dict[str, Any] = {"operator": cell.operator, "seed": cell.seed, "progress": progress}
-        return fit_ours(cell.defence, cell.settings, split, data, **same)
+        return fit_ours(cell.defence, cell.settings, split, data, features, **same)
     kind: Any = type(BASELINES[cell.defence][0])
     fitted: Fitted = []
     for index, setting in enumerate(cell.settings):
         progress(index, len(cell.settings), f"{cell.defence} {setting}")
         recipe = cell.recipe(cell.training, cell.seed)
-        fitted.append((setting, kind(**setting).fit(Undefended(model, cell.cut, data, recipe, cell.hidden[0], None))))
+        undefended = Undefended(split.model, cell.cut, data, recipe, cell.hidden[0], None)
+        fitted.append((setting, kind(**setting).fit(undefended)))
     return fitted, []
 
 
 def _references(
-    cell: PointsCell, split: SplitModel, data: Dataset, place: Place, report: Report, same: dict[str, Any]
-) -> dict[str, References]:
+    cell: PointsCell, split: SplitModel, data: Dataset, features: RawFeatures, place: Place, report: Report,
+    same: dict[str, Any],
+) -> dict[str, References]:  # fmt: skip
     """The reference lines; those of labels and logits are the model's, whatever the cut."""
     kept: Any = partial(kept_lines, f"{cell.data}-{cell.training}-{cell.seed}", data=data, place=place)
     if cell.cut >= CONNECTED or set(cell.attacks) <= set(ON_MAPS):
-        return kept(split=split, progress=within(report, 0.6, 0.8), **same)  # type: ignore[no-any-return]
+        return kept(split=split, features=features, progress=within(report, 0.6, 0.8), **same)  # type: ignore[no-any-return]
     of_maps = _named(ON_MAPS)
-    on_raw = kept(split=split, progress=within(report, 0.6, 0.7), **{**same, "attacks": of_maps})
+    on_raw = kept(split=split, features=features, progress=within(report, 0.6, 0.7), **{**same, "attacks": of_maps})
     connected = SplitModel(split.model, at=CONNECTED)
     known = kept(split=connected, progress=within(report, 0.7, 0.8), **{**same, "attacks": ATTACKS})
     return {name: replace(its, raw=on_raw[name].raw) for name, its in known.items()}
@@ -160,7 +163,7 @@ def settings_of(name: str) -> tuple[dict[str, Any], ...]:
 
 
 def _chosen(
-    cell: PointsCell, fitted: Fitted, data: Dataset, place: Place, report: Report
+    cell: PointsCell, fitted: Fitted, data: Dataset, features: RawFeatures, place: Place, report: Report
 ) -> tuple[list[int], list[Numbers]]:
     """Which settings are attacked, and the validation accuracy of all where that decides."""
     if cell.drop is None:
@@ -171,7 +174,8 @@ def _chosen(
     for index, (setting, defended) in enumerate(fitted):
         report(0.6, f"validation accuracy of {setting}")
         try:
-            answers = view(defended.split, defended.veil, data.val)[1]
+            known = features.of(defended.split, "val")
+            answers = view(defended.split, defended.veil, data.val, features=known)[1]
         except DistortionError as error:
             targets.append({"setting": setting, "index": index, "why": str(error)})
             continue

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from splitveil.attack import ATTACKS, Attack, View
 from splitveil.data import Dataset
+from splitveil.measure.features import RawFeatures
 from splitveil.measure.references import References, majority_correct, references_of
 from splitveil.measure.scores import AttackScore, Right
 from splitveil.measure.suite import PARTS, Question, best_attacks
@@ -16,7 +16,7 @@ from splitveil.measure.transmission import view
 from splitveil.message import Obfuscator
 from splitveil.split import SplitModel
 from splitveil.statistics import Bootstrap, Estimate, proportion
-from splitveil.train import Progress, predict
+from splitveil.train import Progress
 
 DRAWS = 2
 """Messages of each of its own samples that an adversary trains on, where the obfuscator draws noise."""
@@ -110,7 +110,9 @@ def leakage(
         AttackError: the data has no such attribute, or no attack was given.
     """
     view(split, veil, data.test, rows=slice(0, 1))  # what does not fit together shows before the long work
-    same: dict[str, Any] = {"attacks": attacks, "seed": seed, "several": several, "progress": progress}
+    same: dict[str, Any] = {
+        "attacks": attacks, "seed": seed, "several": several, "progress": progress, "features": RawFeatures(data),
+    }  # fmt: skip
     known = {hidden: references} if references else references_of(split, data, hidden=[hidden], **same)
     return leakages([(split, veil)], data, hidden=[hidden], references=known, **same)[0][hidden]
 
@@ -125,6 +127,7 @@ def leakages(
     seed: int = 0,
     several: Sequence[int] = (),
     progress: Progress | None = None,
+    features: RawFeatures | None = None,
 ) -> list[dict[str, Leakage]]:
     """`leakage` of many obfuscators and of many attributes; small attacks are trained together.
 
@@ -133,6 +136,7 @@ def leakages(
         data, attacks, seed, several, progress: see `leakage`.
         hidden: the attributes to guess.
         references: by attribute.
+        features: of the data, where some are known already.
 
     Returns:
         For each obfuscator what it leaks, by attribute.
@@ -140,29 +144,14 @@ def leakages(
     narrow = [index for index, (_, veil) in enumerate(defended) if _numbers(veil) <= TOGETHER]
     groups = [narrow, *([index] for index in range(len(defended)) if index not in narrow)]
     found: dict[int, dict[str, Leakage]] = {}
-    features = _Features(data)
+    features = features or RawFeatures(data)
     for group in filter(None, groups):
-        sent = [_sent(*defended[index], data, features.of(defended[index][0])) for index in group]
+        sent = [_sent(*defended[index], data, features) for index in group]
         questions = [Question.about(name, each.views, data, seed, several) for each in sent for name in hidden]
         scores = iter(best_attacks(questions, attacks=attacks, progress=progress))
         for index, each in zip(group, sent, strict=True):
             found[index] = {name: _leak(next(scores), each, data, name, references[name]) for name in hidden}
     return [found[index] for index in range(len(defended))]
-
-
-class _Features:
-    """Raw features by part; those of the last model are kept, since obfuscators of one model come together."""
-
-    def __init__(self, data: Dataset) -> None:
-        self._data = data
-        self._split: SplitModel | None = None
-        self._features: dict[str, Tensor] = {}
-
-    def of(self, split: SplitModel) -> dict[str, Tensor]:
-        if split is not self._split:
-            self._split = split
-            self._features = {name: predict(split.client, self._data.parts[name]) for name in PARTS}
-        return self._features
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,13 +161,13 @@ class _Sent:
     bytes: float
 
 
-def _sent(split: SplitModel, veil: Obfuscator, data: Dataset, features: dict[str, Tensor]) -> _Sent:
+def _sent(split: SplitModel, veil: Obfuscator, data: Dataset, features: RawFeatures) -> _Sent:
     """Messages of every part, and which answers from them are right."""
     views, answered, size = {}, {}, 0.0
     for seed, name in enumerate(PARTS):
         draws = DRAWS if veil.message.random and name == "train" else 1
         seen, logits, sizes = view(
-            split, veil, data.parts[name], features=features[name], own=name != "test", draws=draws, seed=seed
+            split, veil, data.parts[name], features=features.of(split, name), own=name != "test", draws=draws, seed=seed
         )
         views[name], size = seen, float(sizes.float().mean())
         if name != "train":

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from splitveil.attack import ATTACKS, Attack, Public, View
 from splitveil.data import Dataset
+from splitveil.measure.features import RawFeatures
 from splitveil.measure.scores import AttackScore, Right
 from splitveil.measure.suite import PARTS, Question, best_attacks
 from splitveil.obfuscate import Identity
 from splitveil.split import SplitModel
 from splitveil.statistics import Estimate, proportion
-from splitveil.train import Progress, predict
+from splitveil.train import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +62,18 @@ def references_of(
     seed: int = 0,
     several: Sequence[int] = (),
     progress: Progress | None = None,
+    features: RawFeatures | None = None,
 ) -> dict[str, References]:
-    """`reference_lines` of many attributes; small attacks are trained together."""
-    features = {name: predict(split.client, data.parts[name]) for name in PARTS}
-    logits = {name: _server_logits(split, z) for name, z in features.items()}
+    """`reference_lines` of many attributes, with the features that are known; small attacks are trained together."""
+    features = features or RawFeatures(data)
+    z = {name: features.of(split, name) for name in PARTS}
+    logits = {name: _server_logits(split, each) for name, each in z.items()}
     labels = {name: torch.nn.functional.one_hot(y.argmax(1), y.shape[1]).float() for name, y in logits.items()}
-    raw = Public(split, Identity(tuple(features["train"].shape[1:])))
+    raw = Public(split, Identity(tuple(z["train"].shape[1:])))
     answer = Public(split, None)
 
     def attacked(what: str, sent: dict[str, Tensor], public: Public) -> list[AttackScore]:
-        own = {name: features[name] if public is raw and name != "test" else None for name in PARTS}
+        own = {name: z[name] if public is raw and name != "test" else None for name in PARTS}
         views = {name: _whole(x, public, own[name]) for name, x in sent.items()}
         questions = [Question.about(name, views, data, seed, several) for name in hidden]
         stage = ("predicted label", "logits", "raw feature").index(what)
@@ -79,7 +82,7 @@ def references_of(
 
     by_label = attacked("predicted label", labels, answer)
     by_logits = attacked("logits", logits, answer)
-    by_feature = attacked("raw feature", features, raw)
+    by_feature = attacked("raw feature", z, raw)
     undefended = proportion((logits["test"].argmax(1) == data.test.y).numpy())
     return {
         name: References(proportion(majority_correct(data, name)), label, logit, feature, undefended)
