@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import asdict, replace
 from math import log2, prod
 from pathlib import Path
@@ -14,9 +15,20 @@ import splitveil as sv
 from splitveil import measure
 from splitveil.attack import ATTACKS, Guess, View
 from splitveil.baselines import BASELINES
+from splitveil.data import Part
 from splitveil.experiments import grids, lines, ours, pictures, points, reproduction
 from splitveil.experiments.cells import Place, slug
-from splitveil.experiments.grids import CELEBA, adversarial, attributes, baselines, cuts, frontier, pruning, tradeoff
+from splitveil.experiments.grids import (
+    CELEBA,
+    LATER,
+    adversarial,
+    attributes,
+    baselines,
+    cuts,
+    frontier,
+    pruning,
+    tradeoff,
+)
 from splitveil.experiments.ours import FITTED
 from splitveil.experiments.points import PointsCell
 from splitveil.experiments.training import Settings
@@ -62,7 +74,9 @@ def test_every_baseline_has_its_whole_grid_on_every_data_set() -> None:
             its = [cell for cell in cells if (cell.defence, cell.data) == (name, data)]
             assert sum((cell.settings for cell in its), ()) == points.settings_of(name)
             assert len(its) == (len(grid) if name in grids.TRAIN_A_NETWORK else 1)
-            assert {(cell.training, cell.cut, cell.seed) for cell in its} == {("plain", 4, 0)}
+            assert {(cell.training, cell.cut, cell.seed) for cell in its} == {("plain", 4, 2 if name in LATER else 0)}
+    ours = {(cell.data, cell.seed, cell.training) for cell in baselines(REAL) if cell.defence == "top"}
+    assert {(cell.data, cell.seed, training) for cell in cells for training in ("plain", "paper")} <= ours
     assert {len(grid) for name, grid in BASELINES.items() if name != "leace"} == {5}
 
 
@@ -80,6 +94,7 @@ def test_figure_3_has_every_cut_and_both_operators_at_convolutions() -> None:
     patch = {(cut, "patch", name) for cut in (1, 2, 3) for name in ("top", "free", "bounded")}
     dense = {(cut, "dense", name) for cut in (1, 2, 3) for name in ("top", "bounded")}  # nothing to free there
     assert found == connected | patch | dense
+    assert {(cell.cut >= 4, cell.seed) for cell in cuts(REAL)} == {(True, 0), (True, 1), (True, 2), (False, 2)}
     chosen = {(cell.cut, cell.defence) for cell in cuts(REAL) if cell.drop == 0.01}
     assert chosen == {(cut, "bounded") for cut in range(1, 7)} | {(cut, "top") for cut in (1, 2, 3)}
 
@@ -90,8 +105,11 @@ def test_the_frontier_has_every_cut_and_begins_with_what_the_goal_is_judged_on()
     fitted = [cell for cell in cells if cell.defence in FITTED]
     assert {cell.training for cell in fitted} == {"plain"}
     assert all(cell.settings[0].get("m", 0) <= 16 for cell in fitted)
-    assert {cell.defence for cell in cells[:24]} == {"distilled", "codebook"}
+    assert {cell.defence for cell in cells[:48]} == {"distilled", "codebook"}
     assert {(cell.cut, cell.seed) for cell in cells[:24]} == {(4, 0), (5, 0), (6, 0)}
+    for cell in cells[48:]:  # what has one seed stands beside the goal's obfuscators on the same model
+        if cell.training == "plain" and cell.cut > 4 and cell.defence in FITTED:
+            assert cell.seed == 2 or cell.defence in ("distilled", "codebook")
     for name in ("distilled", "codebook"):
         firm = {(cell.data, cell.cut, cell.seed) for cell in fitted if cell.defence == name and cell.cut >= 4}
         assert firm == set(itertools.product(grids.DATA, (4, 5, 6), (0, 1, 2)))
@@ -226,6 +244,26 @@ def test_the_shortest_message_within_the_drop_is_taken_and_alone_attacked(place:
     nothing = points.compute(cell(settings=grid, drop=-1.0, plain_seeds=(0,)), place, lambda *_: None).numbers
     accurate = max(targets.values(), key=lambda one: one["val"]["value"])
     assert [found["setting"] for found in nothing["points"]] == [accurate["setting"]]
+
+
+def test_raw_features_are_computed_once(place: Place, few: sv.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    same: dict[str, Any] = {"drop": 0.05, "plain_seeds": (0,)}
+    points.compute(cell(settings=({"m": 4},), **same), place, lambda *_: None)  # trains the models
+    shutil.rmtree(place.runs / "lines")
+    seen = dict.fromkeys(few.parts, 0)
+    images = Part.images
+
+    def counted(part: Part, rows: Any) -> torch.Tensor:
+        found = images(part, rows)
+        seen[next(name for name, each in few.parts.items() if each is part)] += len(found)
+        return found
+
+    monkeypatch.setattr(Part, "images", counted)
+    grid = tuple({"m": m} for m in (16, 8, 4, 2, 1))
+    points.compute(cell(settings=grid, **same), place, lambda *_: None)
+    # Besides, the undefended model answers val and test, and the plain one val; 64 of val tell shapes, here all.
+    passes = {name: seen[name] / len(part) for name, part in few.parts.items()}
+    assert all(passes[name] < most + 0.9 for name, most in {"train": 1, "val": 4, "test": 2}.items()), passes
 
 
 def test_what_is_not_possible_is_named(place: Place) -> None:

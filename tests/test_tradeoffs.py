@@ -106,6 +106,15 @@ def test_each_cut_shows_the_setting_chosen_on_validation() -> None:
     assert (bounded[3][0].within, bounded[4][0].within) == (False, True)
 
 
+def test_a_seed_is_held_to_the_models_that_its_own_machine_trained() -> None:
+    quiet = entry({"epsilon": 0.3}, 0.105, {"race": 0.46})
+    better = [target(0.105, {"epsilon": 0.3}, taken=True, best=0.96)]
+    other = [*fig3(seed=1)[3:5], at_cut(4, "dense", 0.4, "bounded", [quiet], seed=1, targets=better)]
+    top = cuts_of([*fig3(), *other], "utkface", "race")[Curve("top", "dense")][4]
+    assert {seed: one.setting for seed, one in top.items()} == {0: {"m": 5}, 1: {"m": 6}}
+    assert {seed: one.drop for seed, one in top.items()} == {0: pytest.approx(0.01), 1: pytest.approx(0.06)}
+
+
 def test_where_nothing_is_within_a_point_the_least_bad_is_hollow() -> None:
     rows = [
         *fig3()[:4],

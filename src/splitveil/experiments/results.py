@@ -105,7 +105,11 @@ def _ran(rows_by_experiment: Mapping[str, Sequence[Row]], points: Sequence[Row])
         "which ran side by side count each; models that were trained before do not count."
     )
     images = ", ".join({row.config["data"]: f"{row.config['data']} {row.numbers['n_test']}" for row in points}.values())
-    told = [markdown(heads, lines), f"Test images: {images}."] if lines else []
+    place = (
+        "All rows of one training and seed are of one model. Models of different seeds may come from machines of "
+        "different kinds, on which one seed gives different models; what has one seed has the first or the last."
+    )
+    told = [markdown(heads, lines), f"Test images: {images}. {place}"] if lines else []
     return ["## What ran", *told, took]
 
 
