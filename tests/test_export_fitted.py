@@ -266,7 +266,7 @@ def test_a_run_with_an_obfuscator_needs_no_further_options(
     code, out, err = said(capsys, monkeypatch, "choose", folder)
     assert code == 0, err
     assert f"cut 6 with {count} different messages" in " ".join(out.split())
-    assert "splitveil export RUN --out FOLDER\n" in err
+    assert f"splitveil export {folder} --out FOLDER\n" in err
     code, out, err = said(capsys, monkeypatch, "export", folder, "--out", tmp_path / "b", "--quiet")
     assert code == 0, err
     assert f"certified: one of {count} different messages" in " ".join(out.split())
