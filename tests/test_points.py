@@ -16,6 +16,7 @@ from splitveil import measure
 from splitveil.attack import ATTACKS, Guess, View
 from splitveil.baselines import BASELINES
 from splitveil.data import Part
+from splitveil.errors import DistortionError
 from splitveil.experiments import grids, lines, ours, pictures, points, reproduction
 from splitveil.experiments.cells import Place, slug
 from splitveil.experiments.grids import (
@@ -244,6 +245,25 @@ def test_the_shortest_message_within_the_drop_is_taken_and_alone_attacked(place:
     nothing = points.compute(cell(settings=grid, drop=-1.0, plain_seeds=(0,)), place, lambda *_: None).numbers
     accurate = max(targets.values(), key=lambda one: one["val"]["value"])
     assert [found["setting"] for found in nothing["points"]] == [accurate["setting"]]
+
+
+def test_a_setting_that_some_image_has_no_message_for_is_not_taken(
+    place: Place, few: sv.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(settings=tuple({"m": m} for m in (16, 8, 4)), drop=1.0, plain_seeds=(0,))  # all are within the drop
+    encode = sv.TopComponents.encode
+
+    def refused(self: sv.TopComponents, z: torch.Tensor) -> torch.Tensor:
+        if self.m == 4 and len(z) == len(few.train):
+            raise DistortionError("too few factors")
+        return encode(self, z)
+
+    assert [found["setting"] for found in points.compute(one, place, lambda *_: None).numbers["points"]] == [{"m": 4}]
+    monkeypatch.setattr(sv.TopComponents, "encode", refused)
+    numbers = points.compute(one, place, lambda *_: None).numbers
+    assert [found["setting"] for found in numbers["points"]] == [{"m": 8}]
+    assert [target["taken"] for target in numbers["targets"]] == [False, True, False]
+    assert (numbers["targets"][2]["why"], numbers["targets"][2]["drop"]) == ("too few factors", None)
 
 
 def test_raw_features_are_computed_once(place: Place, few: sv.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,14 +180,32 @@ def _chosen(
             targets.append({"setting": setting, "index": index, "why": str(error)})
             continue
         targets.append({"setting": setting, "index": index, "val": _right(answers, data.val)})
-    possible = [one for one in targets if "val" in one]
-    good = [one for one in possible if one["val"]["value"] >= best - cell.drop]
-    # Settings come from the weakest to the strongest; where none is good enough, the least bad one is shown.
-    taken = good[-1] if good else max(possible, key=lambda one: one["val"]["value"], default=None)
+    while taken := _taken(targets, best - cell.drop):
+        try:
+            _encode_all(fitted[taken["index"]][1], data, features)
+            break
+        except DistortionError as error:  # some image of another part needs more factors than there are
+            del taken["val"]
+            taken["why"] = str(error)
     for one in targets:
         one["drop"] = best - one["val"]["value"] if "val" in one else None
         one["taken"] = one is taken
     return [taken["index"]] if taken else [], targets
+
+
+def _taken(targets: Sequence[Numbers], least: float) -> Numbers | None:
+    """Settings come from the weakest to the strongest; where none is good enough, the least bad one is shown."""
+    possible = [one for one in targets if "val" in one]
+    good = [one for one in possible if one["val"]["value"] >= least]
+    return good[-1] if good else max(possible, key=lambda one: one["val"]["value"], default=None)
+
+
+@torch.no_grad()
+def _encode_all(defended: Defended, data: Dataset, features: RawFeatures) -> None:
+    """Raises `DistortionError` where an image has no message."""
+    for name in data.parts:
+        for z in torch.split(features.of(defended.split, name), 512):
+            defended.veil.encode(z.to(defended.split.device))
 
 
 def _right(logits: torch.Tensor, part: Part) -> Numbers:
