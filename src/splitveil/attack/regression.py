@@ -12,7 +12,7 @@ from splitveil.attack.view import View
 
 PENALTIES = (1e-4, 1e-2, 1e-1, 1.0, 1e2)
 """Of ridge regression, as multiples of the number of rows; inputs are standardised."""
-WIDEST = 1024
+WIDEST = 2048
 """Inputs of the linear map; of wider messages it reads the leading principal components."""
 EXACT = 1e-3
 """Share of the targets' variance that a linear map may leave, for a perceptron not to be tried."""
