@@ -157,6 +157,13 @@ def test_without_a_common_range_equal_drops_decide() -> None:
     assert judged(text, [ours, tradeoff("pruning", [(0.3, 0.4)])]).word == "not measured"
 
 
+def test_defences_without_a_common_seed_are_not_compared() -> None:
+    rows = [tradeoff("top", OWN), tradeoff("adversarial", WORSE), tradeoff("noise", WORSE, seed=2)]
+    verdict = judged("Adversarial training trades", rows)
+    assert verdict.word == "not measured"
+    assert "against noise, whose rows are of other seeds" in verdict.sentence
+
+
 def test_every_baseline_and_the_strongest_of_prior_work() -> None:
     rows = [tradeoff("top", OWN), tradeoff("adversarial", WORSE), tradeoff("noise", [(x, y - 0.2) for x, y in OWN])]
     assert judged("Ours is better than every", rows).word == "holds"

@@ -97,6 +97,8 @@ def _better(rows: Sequence[Row], first: str, second: str, data: str, hidden: str
 
 
 def _at_equal_drop(rows: Sequence[Row], first: Seeds, second: Seeds, what: str, data: str) -> Part:
+    if not first.keys() & second.keys():
+        return Part(data, f"{what}, whose rows are of other seeds", None)
     at = at_equal_drop(first, second, undefended(rows, data)[0], DROPS)
     if at is None:
         return Part(data, f"{what} no common target error, and no permitted drop that both reach", None)
