@@ -182,9 +182,9 @@ def _chosen(
         targets.append({"setting": setting, "index": index, "val": _right(answers, data.val)})
     while taken := _taken(targets, best - cell.drop):
         try:
-            _encode_all(fitted[taken["index"]][1], data, features)
+            _encode_all(fitted[taken["index"]][1], features)
             break
-        except DistortionError as error:  # some image of another part needs more factors than there are
+        except DistortionError as error:  # a training image needs more factors than there are
             del taken["val"]
             taken["why"] = str(error)
     for one in targets:
@@ -201,9 +201,9 @@ def _taken(targets: Sequence[Numbers], least: float) -> Numbers | None:
 
 
 @torch.no_grad()
-def _encode_all(defended: Defended, data: Dataset, features: RawFeatures) -> None:
-    """Raises `DistortionError` where an image has no message."""
-    for name in data.parts:
+def _encode_all(defended: Defended, features: RawFeatures) -> None:
+    """Raises `DistortionError` where an image has no message; test images choose nothing."""
+    for name in ("train", "val"):
         for z in torch.split(features.of(defended.split, name), 512):
             defended.veil.encode(z.to(defended.split.device))
 

@@ -133,9 +133,8 @@ async def _http(service: Service) -> AsyncIterator[_Http]:
             ssl_handshake_timeout=patience, ssl_shutdown_timeout=patience,
         )  # fmt: skip
     except OSError as error:
-        why = (
-            os.strerror(error.errno) if error.errno and error.errno > 0 else error
-        )  # names that are not known have none
+        # A name that is not known has a negative number, which the system has no words for.
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error
         place = f"{settings.host} port {settings.http_port}"
         raise ServeError(f"cannot listen on {place} ({why}); choose another address or port") from error
     try:
