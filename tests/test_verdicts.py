@@ -255,6 +255,18 @@ def test_the_page_says_what_ran_and_links_what_is_there() -> None:
     assert "The encoder costs m'/m of the server's first layer.** Verdict: **not measured**." in page
 
 
+def test_the_page_says_how_far_each_baseline_is_from_ours() -> None:
+    near, far, elsewhere = [(0.11, 0.3)], [(0.4, 0.2)], tradeoff("noise", WORSE, seed=2)
+    ours = [tradeoff("top", OWN), tradeoff("top", OWN, training="plain")]
+    lines = summary_page({"baselines": [*ours, tradeoff("pruning", near), tradeoff("pca", far), elsewhere]}).split("\n")
+    (pruning,) = [line for line in lines if line.startswith("| utkface, race | pruning |")]
+    (pca,) = [line for line in lines if line.startswith("| utkface, race | pca |")]
+    assert "| no common range | – | 1 | 10.0 [" in pruning
+    assert pruning.endswith("] | 1.0 |")
+    assert pca.endswith("| no common range | – | 1 | – | none that both keep |")
+    assert "| utkface, race | noise | no common seed | – | 0 | – | – |" in lines
+
+
 def test_a_page_of_no_rows_measures_nothing() -> None:
     page = summary_page({})
     assert page.count("**not measured**") == 2 * len(CLAIMS)
