@@ -2,8 +2,10 @@
 
 import hmac
 import math
+import os
 import secrets
 import sqlite3
+import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -78,10 +80,11 @@ class Budget:
 
     Attributes:
         path: the file.
+        begun: whether this call began it, so that nothing of before counts.
 
     Raises:
-        BudgetError: the file is missing, damaged, something else, held by another program, cannot be written, or has
-            another limit; or the limits are no numbers above 0.
+        BudgetError: the file is missing, empty, damaged, something else, held by another program, cannot be written, or
+            has another limit; or the limits are no numbers above 0.
     """
 
     def __init__(
@@ -102,9 +105,10 @@ class Budget:
                 f"there is no budget {self.path}; give a limit in bits to begin one "
                 "(limit_bits, --bits, or --budget-bits)"
             )
-        with self._transaction("IMMEDIATE" if wanted else "DEFERRED", "rwc" if wanted else "rw") as ledger:
-            if wanted and self.path.stat().st_size == 0:  # new, or who began it crashed before the end
-                self._begin(ledger, wanted)
+        self.begun = wanted is not None and not is_there(self.path) and self._begin(wanted)
+        if is_there(self.path) and not self.path.is_file():
+            raise BudgetError(f"the budget {self.path} cannot be opened, as it is no file; name one")
+        with self._transaction("IMMEDIATE" if wanted else "DEFERRED") as ledger:
             if ledger.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 raise BudgetError(f"the budget {self.path} {_DAMAGED}")
             found, _ = self._settings(ledger)
@@ -122,12 +126,12 @@ class Budget:
         with self._transaction() as ledger:
             return self._settings(ledger)[0]
 
-    def debit(self, subject: str, messages: int, queries: int = 1) -> float:
+    def debit(self, subject: str, *, distinct: int, queries: int = 1) -> float:
         """Record that messages of a subject are about to be sent; once this returns, they may be.
 
         Args:
             subject: whose messages they are; in the file stands a keyed hash of the name.
-            messages: M, how many different ones the bundle has.
+            distinct: M, how many different messages the bundle has, not how many are sent.
             queries: q, how many are sent.
 
         Returns:
@@ -138,7 +142,7 @@ class Budget:
             BudgetError: the file cannot be written or read; nothing may be sent.
             CertificateError: these are no numbers of messages.
         """
-        cost = Certificate(messages).leakage_bits(queries)
+        cost = Certificate(distinct).leakage_bits(queries)
         with self._transaction("IMMEDIATE") as ledger:
             limits, salt = self._settings(ledger)
             name, now = _hashed(subject, salt), self._now(ledger)
@@ -163,10 +167,10 @@ class Budget:
             return max(limits.bits - _spent(ledger, _hashed(subject, salt), limits, self._now(ledger)), 0.0)
 
     @contextmanager
-    def _transaction(self, kind: str = "DEFERRED", mode: str = "rw") -> Iterator[sqlite3.Connection]:
+    def _transaction(self, kind: str = "DEFERRED", path: Path | None = None) -> Iterator[sqlite3.Connection]:
         """A connection of its own, as none may be shared by threads or survive a fork; committed at the end."""
         try:
-            place = f"{self.path.absolute().as_uri()}?mode={mode}"
+            place = f"{(path or self.path).absolute().as_uri()}?mode=rw"
             with closing(sqlite3.connect(place, uri=True, timeout=_WAIT, isolation_level=None)) as ledger:
                 # FULL, and the folder too is on disk before a commit returns: else a power cut may undo it.
                 ledger.execute("PRAGMA synchronous = EXTRA")
@@ -179,14 +183,37 @@ class Budget:
         except OSError as error:
             raise BudgetError(f"the budget {self.path} cannot be used ({error}); name another file") from error
 
-    def _begin(self, ledger: sqlite3.Connection, limits: Limits) -> None:
-        # Before anything is in it; SQLite gives its journal the same rights.
-        self.path.chmod(0o600)
-        ledger.execute(f"PRAGMA application_id = {_KIND}")
-        ledger.execute(f"PRAGMA user_version = {_VERSION}")
-        for table in _TABLES:
-            ledger.execute(table)
-        ledger.execute("INSERT INTO settings VALUES (?, ?, ?)", (limits.bits, limits.window, secrets.token_bytes(32)))
+    def _begin(self, limits: Limits) -> bool:
+        """Make the file, whole, under another name, then give it its own: an empty ledger has lost what it held.
+
+        Returns:
+            Whether it was this call that made it; another process may have been faster.
+
+        Raises:
+            BudgetError: it cannot be made there.
+        """
+        draft = ""
+        try:
+            handle, draft = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")  # for the owner alone
+            os.close(handle)
+            with self._transaction("IMMEDIATE", Path(draft)) as ledger:
+                ledger.execute(f"PRAGMA application_id = {_KIND}")
+                ledger.execute(f"PRAGMA user_version = {_VERSION}")
+                for table in _TABLES:
+                    ledger.execute(table)
+                values = (limits.bits, limits.window, secrets.token_bytes(32))
+                ledger.execute("INSERT INTO settings VALUES (?, ?, ?)", values)
+            os.link(draft, self.path)  # unlike a renaming, it replaces nothing
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise BudgetError(
+                f"the budget {self.path} cannot be begun ({error.strerror}); name a file in a folder that you may write"
+            ) from error
+        finally:
+            if draft:
+                Path(draft).unlink(missing_ok=True)
+        return True
 
     def _settings(self, ledger: sqlite3.Connection) -> tuple[Limits, bytes]:
         """The limits and the key of the hashes; raises `BudgetError` where this is no budget."""

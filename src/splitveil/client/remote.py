@@ -32,7 +32,7 @@ class AsyncEdgeClient:
 
          photo ─► EdgeEncoder ─► frame ═ POST /v2/models/NAME/infer ═► logits ─► Answer
 
-    Before the first frame leaves, the server must have shown that it holds the other half of this very bundle.
+    Before the first frame leaves, the server must have said that it holds the other half of this very bundle.
     Requests that fail on the way are repeated, which is safe: an inference changes nothing on the server. May be used
     for many requests at once, within one event loop; ``async with`` closes its connections.
 
@@ -159,7 +159,7 @@ class AsyncEdgeClient:
         assert messages.distinct is not None  # else the budget was refused
         # Whoever made them: only frames of the bundle's own form are of the number that is debited.
         from_frames(frames, messages, self._manifest.short_identity)
-        budget.debit(subject, messages.distinct, len(frames))
+        budget.debit(subject, distinct=messages.distinct, queries=len(frames))
 
     async def _place(self) -> str:
         """The path below which the server serves the other half of this bundle; asked for once.
