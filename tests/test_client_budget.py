@@ -217,6 +217,37 @@ def test_requests_at_once_never_exceed_it(
     assert budget.left("anna") == 0
 
 
+def test_more_photos_than_one_request_carries_are_refused_before_the_first(
+    connect: Any, server: Answering, budget: sv.Budget, pictures: list[np.ndarray]
+) -> None:
+    client = connect()
+    client.batch = client._client.batch = 2
+    with pytest.raises(BudgetSpentError, match="up to 15 bits of a subject of whom 12 of 12 bits"):
+        client.answers(pictures, subject="anna")
+    assert not server.inferences
+    assert budget.spent("anna") == 0
+    assert len(client.answers(pictures[:4], subject="anna")) == 4
+    assert len(server.inferences) == 2
+
+
+def test_what_was_paid_for_is_shown_although_the_rest_fails(
+    splitveil: Any, finite: Path, server: Answering, pictures: list[np.ndarray], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    photo, file = tmp_path / "a.png", tmp_path / "ledger"
+    Image.fromarray(np.rint(pictures[0][0] * 255).astype(np.uint8)).save(photo)
+    monkeypatch.setattr("splitveil.client.remote.LARGEST_BATCH", 2)
+    with listening(server) as (url, _):
+        asked = ("infer", finite / "edge", photo, photo, photo, "--url", url, "--quiet", "--retries", 0, "--json")
+        server.next = [None, httpx.Response(503)]
+        code, out, err = splitveil(*asked, "--budget", file, "--subject", "anna", "--budget-bits", 24)
+    assert code == 2
+    found = json.loads(out)
+    assert [len(found["answers"]), found["bits_left"]] == [2, 24 - 9]
+    assert "2 of 3 photos were answered before this" in err
+    assert "has no room for the request" in err
+
+
 @pytest.fixture
 def splitveil(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     def call(*arguments: object) -> tuple[Any, str, str]:
@@ -241,7 +272,7 @@ def test_the_commands(
         assert (code, out) == (2, "")
         assert "give a limit in bits to begin one" in err
         code, out, err = splitveil(*spending, "--budget-bits", 7)
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, f"note: began the budget {file}; nothing that was told before counts in it\n")
         assert json.loads(out)["bits_left"] == 1
         sent = len(server.inferences)
         for options, sentence in (
@@ -258,9 +289,12 @@ def test_the_commands(
             code, out, err = splitveil(*asked, *options)
             assert (code, out, err.count("\n")) == (2, "", 1)
             assert sentence in err
-        code, _, err = splitveil("infer", exported / "edge", photo, "--url", url, "--budget", file, "--subject", "anna")
-        assert code == 2
-        assert "not certified" in err
+        unused = ("--url", url, "--budget", tmp_path / "unused", "--budget-bits", 7, "--subject", "anna")
+        for bundle, sentence in ((exported / "edge", "not certified"), (tmp_path / "nowhere", "nowhere")):
+            code, _, err = splitveil("infer", bundle, photo, *unused)
+            assert code == 2
+            assert sentence in err
+        assert not (tmp_path / "unused").exists()
         assert len(server.inferences) == sent
         assert json.loads(splitveil(*asked)[1])["bits_left"] is None
         code, _, err = splitveil(*asked[:-1], "--budget", file, "--subject", "bert")
@@ -276,7 +310,10 @@ def test_the_commands(
     assert "24 bits in 60 s" in out
     rows = {cells[1].strip(): cells[2].strip() for line in out.splitlines() if len(cells := line.split("│")) == 4}
     assert (rows["spent bits"], rows["left bits"], rows["window seconds"]) == ("6", "18", "60")
-    assert "forever" in splitveil("budget", file, "--bits", 24)[1]
-    for wrong in ((tmp_path / "none",), (photo,), (file, "--bits", "0"), (file, "--window", "5")):
+    assert "30 bits in 60 s" in splitveil("budget", file, "--bits", 30)[1]  # another limit leaves the window
+    assert "forever" in splitveil("budget", file, "--bits", 24, "--forever")[1]
+    assert "began the budget" in splitveil("budget", tmp_path / "mistyped", "--bits", 24)[2]
+    for wrong in ((tmp_path / "none",), (photo,), (file, "--bits", "0"), (file, "--window", "5"), (file, "--forever"),
+                  (file, "--bits", "24", "--window", "5", "--forever")):  # fmt: skip
         code, out, err = splitveil("budget", *wrong)
         assert (code, out, err.count("\n")) == (2, "", 1)

@@ -146,13 +146,18 @@ class Budget:
         with self._transaction("IMMEDIATE") as ledger:
             limits, salt = self._settings(ledger)
             name, now = _hashed(subject, salt), self._now(ledger)
-            left = limits.bits - _spent(ledger, name, limits, now)
-            if cost > left + _ROUNDING:
-                raise BudgetSpentError(self._refusal(cost, max(left, 0.0), limits, now))
+            left = self._allowed(ledger, name, cost, limits, now)
             if limits.window is not None:
                 ledger.execute("DELETE FROM debits WHERE moment <= ?", (now - limits.window,))
             ledger.execute("INSERT INTO debits VALUES (?, ?, ?, ?)", (name, now, queries, cost))
-        return max(left - cost, 0.0)
+        return left
+
+    def check(self, subject: str, *, distinct: int, queries: int = 1) -> None:
+        """See that so much is left now, and debit nothing; arguments and errors as of `debit`."""
+        cost = Certificate(distinct).leakage_bits(queries)
+        with self._transaction() as ledger:
+            limits, salt = self._settings(ledger)
+            self._allowed(ledger, _hashed(subject, salt), cost, limits, self._now(ledger))
 
     def spent(self, subject: str) -> float:
         """Bits that are debited for a subject; within the window, where there is one; raises `BudgetError`."""
@@ -229,6 +234,13 @@ class Budget:
     def _now(self, ledger: sqlite3.Connection) -> float:
         (latest,) = ledger.execute("SELECT max(moment) FROM debits").fetchone()
         return max(self._clock(), -math.inf if latest is None else latest)
+
+    def _allowed(self, ledger: sqlite3.Connection, name: bytes, cost: float, limits: Limits, now: float) -> float:
+        """The bits that are left after this cost; raises `BudgetSpentError` where they are not enough."""
+        left = limits.bits - _spent(ledger, name, limits, now)
+        if cost > left + _ROUNDING:
+            raise BudgetSpentError(self._refusal(cost, max(left, 0.0), limits, now))
+        return max(left - cost, 0.0)
 
     def _refusal(self, cost: float, left: float, limits: Limits, now: float) -> str:
         behind = now - self._clock()

@@ -68,13 +68,15 @@ def infer(
     from PIL.Image import DecompressionBombWarning
 
     from splitveil.client import Access, EdgeClient, Patience, is_exposed
+    from splitveil.errors import SplitveilError
 
     # Telephones take photos of 108 megapixels; from 179 on Pillow refuses to read one.
     warnings.simplefilter("ignore", DecompressionBombWarning)
-    ledger = _ledger(budget, budget_bits)
+    ledger = _ledger(budget, budget_bits, bundle, require_signature)
     access = Access(_token(token_file), ca, client_cert, client_key, token_over_http)
     patience = Patience(timeout=timeout, deadline=deadline, retries=retries)
     answers: list[Answer] = []
+    trouble: SplitveilError | None = None
     with (
         EdgeClient(
             bundle,
@@ -95,12 +97,28 @@ def infer(
             frames += client.encoder.frames(photos[start : start + client.batch])
             if progress:
                 progress(len(frames), len(photos), "reading")
+        client.check_budget(len(frames), subject=subject)
         for start in range(0, len(frames), client.batch):
-            answers += client.ask(frames[start : start + client.batch], subject=subject)
+            try:
+                answers += client.ask(frames[start : start + client.batch], subject=subject)
+            except SplitveilError as error:
+                if not answers:
+                    raise
+                trouble = error  # what came before is paid for, and shown
+                break
             if progress:
                 progress(len(answers), len(photos), "asking")
-    found = [_row(client, photo, answer, show_wire) for photo, answer in zip(photos, answers, strict=True)]
-    left = ledger.left(subject) if ledger and subject else None
+    found = [_row(client, photo, answer, show_wire) for photo, answer in zip(photos, answers, strict=False)]
+    left = _left(ledger, subject)
+    _print(client, bundle, url, found, left, as_json=as_json)
+    if trouble:
+        note(f"{len(answers)} of {len(photos)} photos were answered before this:")
+        raise trouble
+
+
+def _print(
+    client: EdgeClient, bundle: Path, url: str, found: list[dict[str, Any]], left: float | None, *, as_json: bool
+) -> None:
     if as_json:
         manifest = client.encoder.manifest
         print_json(
@@ -115,19 +133,38 @@ def infer(
     print_table(f"answers of {url}", ["photo", "answer", "probability", "bytes of its frame"], cells)
     if left is not None:
         note(f"left of this subject's budget: {left:.6g} bits")
-    for row in found if show_wire else ():
-        _print_wire(row)
+    for row in found:
+        if "wire" in row:
+            _print_wire(row)
 
 
-def _ledger(file: Path | None, bits: float | None) -> Budget | None:
+def _ledger(file: Path | None, bits: float | None, bundle: Path, public_key: Path | None) -> Budget | None:
     from splitveil.budget import Budget
+    from splitveil.bundle import read_edge
+    from splitveil.client import check_certified
     from splitveil.errors import BudgetError
 
     if file is None:
         if bits is not None:
             raise BudgetError("--budget-bits is the limit of a budget; name its file with --budget")
         return None
-    return Budget(file, limit_bits=bits)
+    check_certified(read_edge(bundle, public_key=public_key).manifest)  # no ledger is begun for another
+    ledger = Budget(file, limit_bits=bits)
+    if ledger.begun:
+        note(f"began the budget {file}; nothing that was told before counts in it")
+    return ledger
+
+
+def _left(ledger: Budget | None, subject: str | None) -> float | None:
+    from splitveil.errors import BudgetError
+
+    if ledger is None or subject is None:
+        return None
+    try:
+        return ledger.left(subject)
+    except BudgetError as error:  # the answers are there all the same
+        note(str(error))
+        return None
 
 
 def _token(file: Path | None) -> str | None:

@@ -5,7 +5,7 @@ from splitveil.client.answer import Answer, Sent
 from splitveil.client.encoder import EdgeEncoder, Photo
 from splitveil.client.frame import describe
 from splitveil.client.patience import Patience
-from splitveil.client.remote import AsyncEdgeClient
+from splitveil.client.remote import AsyncEdgeClient, check_certified
 from splitveil.client.threaded import EdgeClient
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Patience",
     "Photo",
     "Sent",
+    "check_certified",
     "describe",
     "is_exposed",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Self
 import httpx
 
 from splitveil.budget import Budget
-from splitveil.bundle import from_frames
+from splitveil.bundle import EdgeManifest, from_frames
 from splitveil.client.access import Access
 from splitveil.client.answer import Answer, Sent
 from splitveil.client.connection import Connection
@@ -76,11 +76,8 @@ class AsyncEdgeClient:
         self.encoder = EdgeEncoder(bundle, m=m, coding=coding, public_key=public_key)
         self._manifest = self.encoder.manifest
         self._budget = budget
-        if budget is not None and self._manifest.messages.distinct is None:
-            raise BudgetError(
-                f"the bundle {self._manifest.name} is not certified: there is no finite number of messages to debit; "
-                "use one of finite messages, or no budget"
-            )
+        if budget is not None:
+            check_certified(self._manifest)
         frame_bytes = self._manifest.messages.frame_bytes(self.encoder.m, self.encoder.coding)
         self.batch = max(1, min(LARGEST_BATCH, LARGEST_BODY // frame_bytes))
         self._connection = Connection(url, access or Access(), patience or Patience(), transport, clock or Clock())
@@ -100,7 +97,8 @@ class AsyncEdgeClient:
 
         Raises:
             DataError, ShapeError: a photo cannot be read or does not fit.
-            BudgetSpentError: a request would exceed the budget; it was not sent.
+            BudgetSpentError: they would exceed the budget, and nothing was sent; or other programs spent it meanwhile,
+                and this request was not.
             BudgetError: the budget cannot be used, or only one of it and a subject is given; nothing was sent.
             RemoteError: the server cannot be reached in time, fails, refuses, holds another bundle, or answers with
                 what is no answer.
@@ -109,10 +107,23 @@ class AsyncEdgeClient:
         for start in range(0, len(photos), self.batch):
             # In a thread, so that other requests go on while this one's photos are encoded.
             frames += await asyncio.to_thread(self.encoder.frames, photos[start : start + self.batch])
+        await asyncio.to_thread(self.check_budget, len(frames), subject=subject)
         found: list[Answer] = []
         for start in range(0, len(frames), self.batch):
             found += await self.ask(frames[start : start + self.batch], subject=subject)
         return found
+
+    def check_budget(self, photos: int, *, subject: str | None = None) -> None:
+        """See that a subject's budget allows for so many photos, where there is one; debits nothing.
+
+        Raises:
+            BudgetSpentError: it does not.
+            BudgetError: as of `answers`.
+        """
+        if (self._budget is None) != (subject is None):
+            raise BudgetError("a budget and a subject whom it is debited for go together; give both or neither")
+        if self._budget is not None and subject is not None and photos:
+            self._budget.check(subject, distinct=check_certified(self._manifest), queries=photos)
 
     async def ask(self, frames: Sequence[bytes], *, subject: str | None = None) -> list[Answer]:
         """Answers for frames of this client's encoder, in one request; debits and raises as `answers` does."""
@@ -155,11 +166,9 @@ class AsyncEdgeClient:
         await self.close()
 
     def _debit(self, budget: Budget, subject: str, frames: Sequence[bytes]) -> None:
-        messages = self._manifest.messages
-        assert messages.distinct is not None  # else the budget was refused
         # Whoever made them: only frames of the bundle's own form are of the number that is debited.
-        from_frames(frames, messages, self._manifest.short_identity)
-        budget.debit(subject, distinct=messages.distinct, queries=len(frames))
+        from_frames(frames, self._manifest.messages, self._manifest.short_identity)
+        budget.debit(subject, distinct=check_certified(self._manifest), queries=len(frames))
 
     async def _place(self) -> str:
         """The path below which the server serves the other half of this bundle; asked for once.
@@ -199,3 +208,13 @@ class AsyncEdgeClient:
             reply = await self._connection.get(f"{path}/config")
             said["identity"] = configured_identity(read_object(reply.body)) if reply.status == 200 else None
         return said
+
+
+def check_certified(manifest: EdgeManifest) -> int:
+    """How many different messages a bundle has; raises `BudgetError` where there is no such number to debit."""
+    if manifest.messages.distinct is None:
+        raise BudgetError(
+            f"the bundle {manifest.name} is not certified: there is no finite number of messages to debit; "
+            "use one of finite messages, or no budget"
+        )
+    return manifest.messages.distinct

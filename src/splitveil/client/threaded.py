@@ -71,10 +71,15 @@ class EdgeClient:
         frames: list[bytes] = []
         for start in range(0, len(photos), self.batch):
             frames += self.encoder.frames(photos[start : start + self.batch])
+        self.check_budget(len(frames), subject=subject)
         found: list[Answer] = []
         for start in range(0, len(frames), self.batch):
             found += self.ask(frames[start : start + self.batch], subject=subject)
         return found
+
+    def check_budget(self, photos: int, *, subject: str | None = None) -> None:
+        """As `AsyncEdgeClient.check_budget`."""
+        self._client.check_budget(photos, subject=subject)
 
     def ask(self, frames: Sequence[bytes], *, subject: str | None = None) -> list[Answer]:
         """Answers for frames of this client's encoder, in one request; debits and raises as `answers` does."""
