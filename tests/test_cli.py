@@ -280,6 +280,12 @@ def test_a_profile_is_made_and_chosen_from(
         assert f"also holds {'layer6' if 'digit' in less else 'digit'}, which would be lost" in err
     assert splitveil("profile", folder, "--split", 5, "--out", tmp_path / "other").code == 0
     assert (folder / "profile.json").read_bytes() == before
+    code, out, err = splitveil(
+        "profile", folder, "--split", 5, "--method", "server-aware", "--m", 2, "--out", tmp_path / "other"
+    )
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "also holds" in err
+    assert "top at layer5" in err
     (tmp_path / "other" / "profile.json").write_text("{")
     assert "move it away first" in splitveil("profile", folder, "--out", tmp_path / "other").err
 
@@ -287,6 +293,21 @@ def test_a_profile_is_made_and_chosen_from(
     code, out, err = splitveil(*wishes)
     assert (code, out) == (2, "")
     assert "this is the profile of another model" in err
+
+
+def test_a_profile_of_one_operator_does_not_replace_that_of_the_other(
+    splitveil: Splitveil, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(measure_profile.__kwdefaults__, "kept", (8,))
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for operator, other in (("patch", "dense"), ("dense", "patch")):
+        out = tmp_path / operator
+        assert splitveil("profile", folder, "--split", 3, "--operator", operator, "--out", out).code == 0
+        code, _, err = splitveil("profile", folder, "--split", 3, "--operator", other, "--out", out)
+        assert code == 2
+        assert f"the {operator} operator at layer3" in err
+        assert splitveil("profile", folder, "--split", 3, "--operator", operator, "--out", out).code == 0
 
 
 def test_a_profile_speaks_to_people_and_names_its_reference(splitveil: Splitveil, run: Path, tmp_path: Path) -> None:
@@ -298,6 +319,15 @@ def test_a_profile_speaks_to_people_and_names_its_reference(splitveil: Splitveil
     assert (code, err.count("\n")) == (0, 1)
     assert "1000 validation images of digit-pairs; drop against the model of" in text
     assert "ε=0.05" in text
+    file = folder / "profile.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["reference"] |= {"own": False, "weights": "0" * 64}  # as of a model that is not a copy of this one
+    file.write_text(json.dumps(content), encoding="utf-8")
+    before = file.read_bytes()
+    code, out, err = splitveil("profile", folder, "--split", 6, "--quiet")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "also holds drops against --reference" in err
+    assert file.read_bytes() == before
     assert [text.count(f"│ {coding} │") for coding in ("int8", "int4")] == [5, 5]  # m' = 1, 2, 4, 8 and all
     assert not json.loads((folder / "profile.json").read_text(encoding="utf-8"))["reference"]["own"]
     manifest = json.loads((plain / "run.json").read_text(encoding="utf-8"))

@@ -50,8 +50,9 @@ class Erased(FeatureVeil):
 class LeastSquaresErasure:
     """Erase the one hidden attribute that it is told: no linear classifier then beats a constant on training features.
 
-    It is the smallest change of the feature that does so, and has no knob: one setting is the whole grid. A
-    classifier that is not linear may still find the attribute. The server's half stays as it is.
+    It is the smallest change of the feature that does so under the covariance that the package estimates, which is
+    shrunk (Chen et al. 2010), and has no knob: one setting is the whole grid. A classifier that is not linear may
+    still find the attribute. The server's half stays as it is.
     """
 
     name: ClassVar[str] = "leace"

@@ -4,15 +4,15 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from splitveil.cli.methods import Sent
 from splitveil.cli.options import AsJson, Quiet
 from splitveil.cli.output import note, print_json, print_table
 from splitveil.codec import FrameCoding
 
-Method = Literal["top", "free", "covariance-aware", "server-aware", "distilled", "quantised", "codebook"]
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -42,7 +42,7 @@ def choose(
     ] = None,
     cut: Annotated[str | None, typer.Option("--split", help="A cut's number or name; any where not given.")] = None,
     method: Annotated[
-        Method | None, typer.Option("--method", help="The obfuscator, top with free; all of the profile if not given.")
+        Sent | None, typer.Option("--method", help="The obfuscator, top with free; all of the profile if not given.")
     ] = None,
     coding: Annotated[
         FrameCoding | None,

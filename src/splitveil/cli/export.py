@@ -82,6 +82,8 @@ def export(
         "policy": policy.model_dump(mode="json"), "frame_bytes": exported.frame_bytes,
         "edge_bytes": exported.edge_bytes, "server_bytes": exported.server_bytes, "signed": sign is not None,
     }  # fmt: skip
+    if replaces:
+        note(f"the bundle that was in {out} is replaced: its edge halves elsewhere will find no server for them here")
     if as_json:
         print_json(facts)
         return
@@ -91,8 +93,6 @@ def export(
         f", proven to drop at most {policy.proven_drop:g} points" if policy.proven_drop is not None else ""
     )
     print_table(f"exported {run}", ["fact", "value"], [[key.replace("_", " "), facts[key]] for key in facts])
-    if replaces:
-        note(f"the bundle that was in {out} is replaced: its edge halves elsewhere will find no server for them here")
     note(f"serve it: splitveil serve {exported.folder / 'server'}")
 
 

@@ -23,6 +23,7 @@ _HEADS = (
     "accuracy",
     "drop, points",
 )
+_GRID = ("top", "free", "bounded")  # what is measured where no method is named
 
 
 def _print_schema(wanted: bool) -> None:
@@ -82,7 +83,10 @@ def profile(
     })  # fmt: skip
     _check_fit(cut, method, m, messages, operator)
     model, own = opened.model().to(where), _own(opened)
-    _check_nothing_lost(folder / "profile.json", model, own.get("cuts", cut), hidden)
+    _check_nothing_lost(
+        folder / "profile.json", model, own.get("cuts", cut), method or (own["obfuscator"].name if own else None),
+        operator or "patch", hidden=hidden, referred=reference is not None,
+    )  # fmt: skip
     plain = None if reference is None else _same_data(opened, Run(reference, trust=trust)).model().to(where)
     with progress_bar(quiet) as progress:
         data = opened.samples(data_root, progress)
@@ -138,8 +142,11 @@ def _fitted(
     return {"cuts": cut, "obfuscator": veil}
 
 
-def _check_nothing_lost(path: Path, model: Any, cuts: list[str] | None, hidden: list[str] | None) -> None:
-    """A profile of some cuts must not take the place of one that holds more."""
+def _check_nothing_lost(
+    path: Path, model: Any, cuts: list[str] | None, method: str | None, operator: Operator, *,
+    hidden: list[str] | None, referred: bool,
+) -> None:  # fmt: skip
+    """A profile must not take the place of one that holds what it does not."""
     from splitveil.errors import ProfileError
     from splitveil.files import is_there
     from splitveil.profile import read_profile
@@ -151,13 +158,36 @@ def _check_nothing_lost(path: Path, model: Any, cuts: list[str] | None, hidden: 
         there = read_profile(path)
     except ProfileError as error:
         raise ProfileError(f"{path} is there, but is no profile of this version; move it away first") from error
-    layers = {row.layer for row in there.rows} - {layer_name(model, cut) for cut in cuts or model.cut_points}
-    leaks = {name for row in there.rows for name in row.leakage} - set(hidden or ())
-    if lost := sorted(layers | leaks):
+    layers = {layer_name(model, cut) for cut in cuts or model.cut_points}
+    methods = _GRID if method is None else (method,)
+    lost = {row.layer for row in there.rows} - layers
+    lost |= {name for row in there.rows for name in row.leakage} - set(hidden or ())
+    lost |= {f"{row.method} at {row.layer}" for row in there.rows if row.layer in layers and row.method not in methods}
+    if method is None:
+        kept = [row for row in there.rows if row.layer in layers and row.method in methods]
+        lost |= {
+            f"the {row.operator} operator at {row.layer}" for row in kept
+            if row.operator != operator and (row.operator == "patch" or _is_convolution(model, row.layer))
+        }  # fmt: skip
+    if not there.reference.own and not referred:
+        lost.add("drops against --reference")
+    if lost:
         raise ProfileError(
-            f"{path} also holds {', '.join(lost)}, which would be lost; name another folder with --out, or measure "
-            "all of it again"
+            f"{path} also holds {', '.join(sorted(lost))}, which would be lost; name another folder with --out, or "
+            "measure all of it again"
         )
+
+
+def _is_convolution(model: Any, layer: str) -> bool:
+    from torch import nn
+
+    from splitveil.errors import NoLinearLayerError
+    from splitveil.split import SplitModel
+
+    try:
+        return isinstance(SplitModel(model, at=layer).server_layer, nn.Conv2d)
+    except NoLinearLayerError:
+        return False
 
 
 def _same_data(opened: Any, plain: Any) -> Any:
