@@ -24,7 +24,12 @@ def share(error: float, width: float = 0.01) -> dict[str, float]:
 
 def line(error: float) -> dict[str, Any]:
     """A reference attack."""
-    return {"accuracy": share(error), "right": pack(right(error)), "several": {}}
+    return {"accuracy": share(error), "right": pack(right(error)), "several": {}, **_others(error)}
+
+
+def _others(error: float) -> dict[str, Any]:
+    """Scores other than accuracy, which rise with it."""
+    return {"balanced": share(error), "auc": share(error / 2), "bits": share(error)}
 
 
 def entry(
@@ -41,6 +46,7 @@ def entry(
         name: {
             "best": "linear", "validation": {"linear": 1 - error, "trees": 0.0}, "accuracy": share(error),
             "right": pack(right(error)), "several": {}, "advantage": share(1 - (prior - error)),
+            **_others(error),
         }
         for name, error in attack.items()
     }  # fmt: skip

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor, nn
 
 import splitveil as sv
 from splitveil.attack import (
     ATTACKS,
     Attack,
+    GradientBoosting,
     Job,
     NearestNeighbours,
     Public,
@@ -88,6 +90,20 @@ def test_a_planted_secret_is_found_at_any_scale(attack, scale):
     secret = secrets()
     sent = planted(secret, (8,)) * scale + 3 * scale
     assert test_accuracy(attack, sent, secret, Sent(Message((8,))), at=4) > 0.95
+
+
+def test_trees_read_what_varies_alone(monkeypatch):
+    """A node sees half of the inputs: with the length, which never varies, half of the nodes of one number saw none."""
+    seen = []
+    real = HistGradientBoostingClassifier.fit
+    monkeypatch.setattr(
+        HistGradientBoostingClassifier, "fit", lambda model, x, y: seen.append(x.shape[1]) or real(model, x, y)
+    )
+    secret = secrets(600)
+    trees = GradientBoosting(rounds=10)
+    assert test_accuracy(trees, secret[:, None] + noise(600, 1) / 9, secret, Sent(Message((1,))), at=4) > 0.95
+    assert set(seen) == {1}
+    assert test_accuracy(trees, torch.zeros(600, 1), secret, Sent(Message((1,))), at=4) < 0.5  # nothing varies
 
 
 @every_attack

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from made_rows import entry, row
+from made_rows import entry, row, share
 from splitveil.experiments import excess, reproduction
 from splitveil.experiments.cells import Row, row_path, write_row
 from splitveil.experiments.goals import Reach, fewest, reaches
@@ -137,7 +137,7 @@ def legend(figure: Figure) -> set[str]:
 
 def test_the_table_has_the_verdicts() -> None:
     table = excess.table(ROWS)
-    assert "| utkface, race | 4 | distilled | m'=8 | 1 of 1 | 0.0 [0.0, 0.0] | 0.0 [0.0, 0.0] | 0.0 [0.0, 0.0] | **reached** | 4.0" in table  # fmt: skip # noqa: E501
+    assert "| utkface, race | 4 | distilled | m'=8 | 1 of 1 | 0.0 [-0.4, 0.4] | 0.0 [-0.4, 0.4] | 0.0 [-0.4, 0.4] | **reached** | 4.0" in table  # fmt: skip # noqa: E501
     assert "| utkface, race | 4 | codebook | messages=64 |" in table
     assert "| utkface, race | 3 | server-aware | m'=8 |" in table
     assert "| utkface, race | 4 | top, paper's training | m'=1 | – | 1 | 20.0 [" in table
@@ -186,3 +186,15 @@ def test_the_page_of_results_begins_with_the_goal_once_ours_is_measured() -> Non
     assert page.index("## The goal") < page.index("## The paper's claims")
     assert "../results/frontier/plot.svg" in page
     assert "The goal" not in summary_page({"frontier": ROWS[2:5]})
+
+
+def test_other_measures_than_accuracy_stand_beside_the_goal() -> None:
+    def leaking(auc: float) -> list[Row]:
+        one = entry({"m": 8}, 0.1, {"race": 0.5})
+        one["leaks"]["race"] |= {"auc": share(1 - auc), "balanced": share(0.8), "bits": share(0.98)}
+        return [row("distilled", [one], plain=0.1)]
+
+    told, equal = (excess.table(leaking(auc)).split("## The fewest")[0] for auc in (0.79, 0.755))
+    assert "| utkface, race | 4 | distilled | m'=8 | 20.0 [19.0, 21.0] / 50.0 [49.0, 51.0] |" in told
+    assert "| **79.0 [78.0, 80.0] / 75.0 [74.0, 76.0]** | 0.020 [0.010, 0.030] / 0.500 [0.490, 0.510] |" in told
+    assert "| 75.5 [74.5, 76.5] / 75.0 [74.0, 76.0] |" in equal

@@ -162,6 +162,24 @@ def test_the_attack_with_the_best_validation_counts(split, data):
         assert set(found.validation) == {"constant", "linear"}
 
 
+def test_of_attacks_that_are_right_equally_often_the_one_that_tells_more_counts(split, data):
+    class Shrug:
+        """Always the same value, more or less surely."""
+
+        def __init__(self, name, logits):
+            self.name, self.logits = name, logits
+
+        def fit(self, *_, **__):
+            return lambda seen: torch.tensor(self.logits).log_softmax(0).expand(len(seen), -1)
+
+    views = {name: view(split, sv.Identity((256,)), part)[0] for name, part in data.parts.items()}
+    rash, fair = Shrug("rash", [9.0, 0.0, 0.0]), Shrug("fair", [0.1, 0.0, 0.0])
+    for attacks in ((rash, fair), (fair, rash)):
+        found = best_attack(views, data, hidden="secret", attacks=attacks)
+        assert found.best == "fair"
+        assert found.validation["rash"] == found.validation["fair"]
+
+
 def test_views_hold_what_the_frames_held(split, data, factors):
     veil = sv.DistortionBounded(factors, epsilon=0.5, relative=True)
     seen, logits, sizes = view(split, veil, data.test)

@@ -58,17 +58,19 @@ class Bootstrap:
     Args:
         n: samples in the test set.
         seed: of the resampling.
+        resamples: how many.
     """
 
-    def __init__(self, n: int, seed: int = 0) -> None:
+    def __init__(self, n: int, seed: int = 0, resamples: int = _RESAMPLES) -> None:
         self.n = n
         self.seed = seed
+        self.resamples = resamples
 
     @cached_property
     def weights(self) -> Floats:
         """How often each resample holds each sample, (resamples, n), each row summing to n."""
         generator = np.random.default_rng(self.seed)
-        return generator.multinomial(self.n, np.full(self.n, 1 / self.n), size=_RESAMPLES).astype(np.float64)
+        return generator.multinomial(self.n, np.full(self.n, 1 / self.n), size=self.resamples).astype(np.float64)
 
     def mean(self, values: NDArray[np.generic]) -> Estimate:
         """Mean over the samples."""
@@ -135,6 +137,11 @@ def _mean_of_known(scores: Floats) -> Floats:
     known = ~np.isnan(scores)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(known, scores, 0.0).sum(1) / known.sum(1))
+
+
+def unseen_limit(n: int) -> float:
+    """Largest share of which n samples may show nothing: Clopper and Pearson's 97.5 % limit of 0 out of n."""
+    return float(1 - 0.025 ** (1 / n))
 
 
 def entropy_bits(secret: Integers) -> float:

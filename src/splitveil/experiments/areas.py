@@ -9,6 +9,8 @@ from splitveil.experiments.frontier import Point, Seeds
 from splitveil.experiments.paired import estimate, over_seeds, resamples
 from splitveil.statistics import Estimate, Floats, isotonic
 
+_WITHOUT = 0.025
+
 
 @dataclass(frozen=True)
 class Area:
@@ -31,11 +33,12 @@ def area(ours: Seeds, theirs: Seeds) -> Area | None:
     Points dominated on validation are removed; coordinates are from test. There a curve that rises on validation may
     turn back by noise: both coordinates are made non-decreasing by isotonic regression in validation's order, which
     keeps the area continuous in the points. The interval is a bootstrap over test samples (the same resample for all
-    points of both) and over the common seeds. A resample without a common range counts as no area. Nearly vertical
-    curves share a narrow range and so a small area, however far apart: read the width too.
+    points of both) and over the common seeds. Nearly vertical curves share a narrow range and so a small area, however
+    far apart: read the width too.
 
     Returns:
-        None where the curves have no common seed or range, or one of them has fewer than two points left.
+        None where the curves have no common seed or range, or one of them has fewer than two points left; and where
+        more than one resample in forty has no common range, since their areas of 0 would then be the interval's end.
     """
     common = [seed for seed in ours if seed in theirs]
     pairs = [(_envelope(ours[seed]), _envelope(theirs[seed])) for seed in common]
@@ -43,7 +46,7 @@ def area(ours: Seeds, theirs: Seeds) -> Area | None:
         return None
     weights = resamples(len(pairs[0][0][0].target))
     found = [_between(_coordinates(own, weights), _coordinates(their, weights)) for own, their in pairs]
-    if any(width[0] <= 0 for _, width in found):
+    if any(width[0] <= 0 or np.mean(width[1:] <= 0) > _WITHOUT for _, width in found):
         return None
     areas = over_seeds(np.stack([gap for gap, _ in found]))
     return Area(estimate(areas), float(np.mean([width[0] for _, width in found])), len(common))

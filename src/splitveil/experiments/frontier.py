@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from splitveil.errors import ExperimentError
 from splitveil.experiments.cells import Row
-from splitveil.experiments.paired import Bits, estimate, gap, means, p_value
+from splitveil.experiments.paired import Bits, difference, estimate, gap, means, p_value
 from splitveil.measure.scores import unpack
 from splitveil.statistics import Estimate, holm
 
@@ -28,6 +31,7 @@ class Point:
         numbers: the row's own entry.
         beside: what stands beside it in the row, which of the n test samples are answered right by its "undefended"
             model, and guessed right by the reference attacks "label", "logits" and "raw".
+        lines: the row's own entries of these attacks.
     """
 
     setting: dict[str, Any]
@@ -37,6 +41,7 @@ class Point:
     attack: Bits
     numbers: dict[str, Any]
     beside: Mapping[str, Bits] = field(default_factory=dict)
+    lines: Mapping[str, Any] = field(default_factory=dict)
 
 
 Seeds = Mapping[int, Sequence[Point]]
@@ -86,8 +91,8 @@ def curves(rows: Sequence[Row], data: str, hidden: str, cut: int = 4, operator: 
         if name is None or (row.config["cut"], row.config["operator"]) != (cut, operator):
             continue
         entries = [one for one in row.numbers["points"] if hidden in one["leaks"]]
-        beside = _beside(row.numbers, hidden) if entries else {}
-        points = [replace(point_of(one, hidden, row.numbers["n_test"]), beside=beside) for one in entries]
+        more = {"beside": _beside(row.numbers, hidden), "lines": row.numbers["lines"][hidden]} if entries else {}
+        points = [replace(point_of(one, hidden, row.numbers["n_test"]), **more) for one in entries]
         if points:
             found.setdefault(name, {}).setdefault(row.config["seed"], []).extend(points)
     return dict(sorted(found.items(), key=lambda item: (item[0] != OURS, item[0] != OURS_PLAIN)))
@@ -150,7 +155,8 @@ class Match:
         attack: test accuracy of the strongest attack.
         difference: its attack less ours on the same seeds; above 0, ours hides more. None of ours itself, and where
             no seed is common.
-        p: two-sided p-value of the difference, by the same bootstrap, corrected by Holm over all comparisons with ours.
+        p: two-sided p-value of the difference, by the bootstrap, corrected by Holm over all comparisons of the same
+            call with ours; the same settings at several permitted drops are one comparison.
     """
 
     defence: str
@@ -178,20 +184,16 @@ def matched(
         plain: as `undefended` gives.
         drops: permitted on validation, as shares.
     """
-    found: dict[str, list[Match | None]] = {}
-    claims: list[tuple[str, int, float]] = []
-    for name, seeds in by_defence.items():
-        found[name] = []
-        for index, drop in enumerate(drops):
-            match, p = _match(name, seeds, by_defence.get(OURS, {}), plain, drop)
-            found[name].append(match)
-            if p is not None:
-                claims.append((name, index, p))
-    for (name, index, _), p in zip(claims, holm([p for *_, p in claims]), strict=True):
-        match = found[name][index]
-        assert match is not None
-        found[name][index] = replace(match, p=p)
-    return found
+    ours = by_defence.get(OURS, {})
+    pairs = {
+        (name, drop): _pair(seeds, ours, plain[0], drop) for name, seeds in by_defence.items() for drop in drops
+    }  # fmt: skip
+    distinct = {pair.key: pair for (name, _), pair in pairs.items() if name != OURS and pair.gaps}
+    corrected = dict(zip(distinct, holm([p_value(pair.gaps) for pair in distinct.values()]), strict=True))
+    return {
+        name: [_match(name, seeds, pairs[name, drop], plain[1], drop, corrected) for drop in drops]
+        for name, seeds in by_defence.items()
+    }
 
 
 def chosen(seeds: Seeds, best: float, drop: float) -> dict[int, Point]:
@@ -199,29 +201,64 @@ def chosen(seeds: Seeds, best: float, drop: float) -> dict[int, Point]:
     return {seed: one for seed, points in seeds.items() if (one := choose(points, best, drop))}
 
 
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """What a defence and ours chose at one permitted drop, by seed."""
+
+    its: dict[int, Point]
+    own: dict[int, Point]
+
+    @property
+    def gaps(self) -> list[NDArray[np.float64]]:
+        return [one.attack.astype(float) - self.own[seed].attack for seed, one in self.its.items() if seed in self.own]
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The same for the same comparison."""
+        return tuple(id(one) for seed in self.its if seed in self.own for one in (self.its[seed], self.own[seed]))
+
+
+def _pair(seeds: Seeds, ours: Seeds, best: float, drop: float) -> _Pair:
+    return _Pair(chosen(seeds, best, drop), chosen(ours, best, drop))
+
+
 def _match(
-    name: str, seeds: Seeds, ours: Seeds, plain: tuple[float, Bits], drop: float
-) -> tuple[Match | None, float | None]:
-    its = chosen(seeds, plain[0], drop)
+    name: str, seeds: Seeds, pair: _Pair, right: Bits, drop: float, corrected: Mapping[tuple[int, ...], float]
+) -> Match | None:
+    its = pair.its
     if not its:
-        return None, None
+        return None
     match = Match(
         name, drop, {seed: one.setting for seed, one in its.items()}, tuple(seed for seed in seeds if seed not in its),
-        estimate(means([plain[1].astype(float) - one.target for one in its.values()])),
+        difference([right.astype(float) - one.target for one in its.values()]),
         estimate(means([one.attack for one in its.values()])),
     )  # fmt: skip
-    own = chosen(ours, plain[0], drop)
-    gaps = [its[seed].attack.astype(float) - own[seed].attack for seed in its if seed in own]
-    if name == OURS or not gaps:
-        return match, None
-    scores = means(gaps)
-    return replace(match, difference=estimate(scores)), p_value(scores)
+    if name == OURS or not pair.gaps:
+        return match
+    return replace(match, difference=difference(pair.gaps), p=corrected[pair.key])
 
 
-def at_equal_drop(first: Seeds, second: Seeds, best: float, drops: Sequence[float]) -> tuple[float, Estimate] | None:
-    """The smallest permitted drop that both reach on a common seed, and there second's attack less first's, paired."""
+@dataclass(frozen=True)
+class AtDrop:
+    """Two defences at the smallest drop on validation that both keep, over the seeds where both do.
+
+    Attributes:
+        permitted: the drop.
+        attack: second's attack less first's, test accuracies, paired.
+        target: first's answers less second's, test accuracies, paired: what it may owe to a drop of its own.
+    """
+
+    permitted: float
+    attack: Estimate
+    target: Estimate
+
+
+def at_equal_drop(first: Seeds, second: Seeds, best: float, drops: Sequence[float]) -> AtDrop | None:
+    """Compared at the smallest permitted drop that both reach on a common seed; None where there is none."""
     for drop in drops:
-        attacks = [{seed: one.attack for seed, one in chosen(its, best, drop).items()} for its in (second, first)]
-        if (difference := gap(*attacks)) is not None:
-            return drop, difference
+        ours, theirs = (chosen(its, best, drop) for its in (first, second))
+        attack = gap(*({seed: one.attack for seed, one in its.items()} for its in (theirs, ours)))
+        target = gap(*({seed: one.target for seed, one in its.items()} for its in (ours, theirs)))
+        if attack is not None and target is not None:
+            return AtDrop(drop, attack, target)
     return None

@@ -7,7 +7,7 @@ from typing import Any
 from splitveil.experiments.cells import Row
 from splitveil.experiments.comparisons import pairs_of
 from splitveil.experiments.frontier import Point, Seeds, choose, curves, undefended
-from splitveil.experiments.paired import Bits, estimate, gap, means
+from splitveil.experiments.paired import Bits, difference, gap
 from splitveil.statistics import Estimate
 
 DROP = 0.01
@@ -140,7 +140,7 @@ def _accuracy(one: Point) -> float:
 
 
 def _mean(values: Any) -> Estimate:
-    return estimate(means(list(values)))
+    return difference(list(values))
 
 
 def messages_of(one: Point) -> int | None:

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splitveil.statistics import Bootstrap, Estimate, Floats
+from splitveil.statistics import Bootstrap, Estimate, Floats, unseen_limit
+
+TESTS = 10_000
+"""Resamples of a p-value: of few ones the smallest possible p-value is too large to survive a correction."""
 
 Bits = NDArray[np.bool_]
 """Which of the n test samples are right, (n,)."""
@@ -21,10 +24,19 @@ def resamples(n: int) -> Floats:
     return np.vstack([np.ones(n), Bootstrap(n).weights])
 
 
+@lru_cache(maxsize=1)
+def _many(n: int) -> Floats:
+    return np.vstack([np.ones(n), Bootstrap(n, resamples=TESTS).weights])
+
+
 def means(values: Sequence[NDArray[Any]]) -> Floats:
     """Mean over seeds and samples of (n,) each: the estimate, then its resamples, (1 + resamples,)."""
+    return _means(values, resamples(len(values[0])))
+
+
+def _means(values: Sequence[NDArray[Any]], weights: Floats) -> Floats:
     n = len(values[0])
-    return over_seeds(np.stack([resamples(n) @ np.asarray(one, dtype=np.float64) / n for one in values]))
+    return over_seeds(np.stack([weights @ np.asarray(one, dtype=np.float64) / n for one in values]))
 
 
 def over_seeds(scores: Floats) -> Floats:
@@ -45,8 +57,20 @@ def estimate(scores: Floats) -> Estimate:
     return Estimate(scores[0], min(low, scores[0]), max(high, scores[0]))
 
 
-def p_value(scores: Floats) -> float:
-    """Two-sided p-value against 0 of the first score, by its resamples."""
+def difference(values: Sequence[NDArray[Any]]) -> Estimate:
+    """Mean of paired differences (n,) of each seed, with its interval.
+
+    Where no sample differs, no resample does: the interval is then what n samples without a difference leave open.
+    """
+    if not any(np.any(one) for one in values):
+        open_ = unseen_limit(len(values[0]))
+        return Estimate(0.0, -open_, open_)
+    return estimate(means(values))
+
+
+def p_value(values: Sequence[NDArray[Any]]) -> float:
+    """Two-sided p-value against 0 of the mean of paired differences (n,) of each seed, by the bootstrap."""
+    scores = _means(values, _many(len(values[0])))
     tail = min(int((scores[1:] <= 0).sum()), int((scores[1:] >= 0).sum()))
     return min(1.0, 2 * (1 + tail) / len(scores))
 
@@ -54,4 +78,4 @@ def p_value(scores: Floats) -> float:
 def gap(first: BySeed, second: BySeed) -> Estimate | None:
     """Mean of first less second over the samples and their common seeds, paired; None without a common seed."""
     differences = [first[seed].astype(float) - second[seed] for seed in first if seed in second]
-    return estimate(means(differences)) if differences else None
+    return difference(differences) if differences else None

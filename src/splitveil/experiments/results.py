@@ -9,6 +9,7 @@ from splitveil.errors import ExperimentError
 from splitveil.experiments.areas import area
 from splitveil.experiments.cells import Row
 from splitveil.experiments.comparisons import pairs_of, points_of
+from splitveil.experiments.depth import CONVOLUTIONS
 from splitveil.experiments.excess import goal_parts
 from splitveil.experiments.frontier import DROPS, OURS, Seeds, at_equal_drop, curves, undefended
 from splitveil.experiments.goals import DEFAULTS
@@ -29,10 +30,12 @@ _OF_POINTS = ("fig3", "fig4", "fig5", "fig6", "fig7", "baselines", "frontier")
 _HOW = (
     "Made from the rows in `results/` by `splitveil reproduce`; no number is written by hand. Accuracies and drops are "
     "in %, differences in points, each with its 95 % interval: a bootstrap over the test samples, the same resamples "
-    "for all, and over the seeds where there are several. Attacks and settings are chosen on validation and scored "
-    "once on test. A part of a claim *holds* where its whole interval says so, and else *does not hold*, which may "
-    "mean that the opposite is true or that the test images cannot tell; the numbers say which. The rule of each "
-    "verdict is the docstring of its judge in `splitveil.experiments.verdicts`."
+    "for all, and over the seeds where there are several. Of one seed an interval speaks of that one model; over two "
+    "or three it is too short where seeds differ more than samples. Attacks and settings are chosen on validation and "
+    "scored once on test. A part of a claim *holds* where its whole interval says so, and else *does not hold*, which "
+    "may mean that the opposite is true or that the test images cannot tell; the numbers say which. Counts and costs "
+    "have no interval. Intervals and verdicts are not corrected for their number; p-values are, by data set. The rule "
+    "of each verdict is the docstring of its judge in `splitveil.experiments.verdicts`."
 )
 
 
@@ -106,8 +109,8 @@ def _ran(rows_by_experiment: Mapping[str, Sequence[Row]], points: Sequence[Row])
     )
     images = ", ".join({row.config["data"]: f"{row.config['data']} {row.numbers['n_test']}" for row in points}.values())
     place = (
-        "All rows of one training and seed are of one model. Models of different seeds may come from machines of "
-        "different kinds, on which one seed gives different models; what has one seed has the first or the last."
+        "All rows of one data set, training and seed are of one model. Seeds 0 and 1 and seed 2 may come from machines "
+        "of different kinds, on which one seed gives different models. Some defences have seed 0 alone, some seed 2."
     )
     told = [markdown(heads, lines), f"Test images: {images}. {place}"] if lines else []
     return ["## What ran", *told, took]
@@ -146,20 +149,32 @@ def _seconds(value: Any) -> float:
 
 def _strongest(points: Sequence[Row]) -> list[str]:
     """How often each adversary was the best on validation, over all messages and attributes of a data set."""
-    found: dict[str, Counter[str]] = {}
+    alone: dict[str, Counter[str]] = {}
+    tied: dict[str, Counter[str]] = {}
+    cases: Counter[str] = Counter()
     for row in points:
-        leaks = [leak for one in row.numbers["points"] for leak in one["leaks"].values()]
-        found.setdefault(row.config["data"], Counter()).update(leak["best"] for leak in leaks)
-    names = sorted({name for counts in found.values() for name in counts})
+        if row.config["cut"] in CONVOLUTIONS:  # fewer attacks are mounted there
+            continue
+        data = row.config["data"]
+        for leak in (leak for one in row.numbers["points"] for leak in one["leaks"].values()):
+            found = leak["validation"]
+            best = [name for name in found if found[name] == max(found.values())]
+            cases[data] += 1
+            (alone if len(best) == 1 else tied).setdefault(data, Counter()).update(best)
+    names = sorted({name for counts in (*alone.values(), *tied.values()) for name in counts})
     if not names:
         return []
-    lines = [
-        [data, str(counts.total()), f"**{counts.most_common(1)[0][0]}**", *(str(counts[name]) for name in names)]
-        for data, counts in found.items()
-        if counts
-    ]
-    how = "How often each was the best on validation, over all defences, settings and hidden attributes."
-    return ["## The strongest adversary", how, markdown(["data", "messages", "strongest", *names], lines)]
+    lines = []
+    for data, count in cases.items():
+        sole, shared = alone.get(data, Counter[str]()), tied.get(data, Counter[str]())
+        first = f"**{sole.most_common(1)[0][0]}**" if sole else "–"
+        lines.append([data, str(count), first, *(f"{sole[name]} / {shared[name]}" for name in names)])
+    how = (
+        "How often each was the best on validation, alone / with others that were right equally often, over all "
+        "defences, settings and hidden attributes at cuts 4 to 6, where the whole suite is mounted. *Strongest*: the "
+        "best alone most often."
+    )
+    return ["## The strongest adversary", how, markdown(["data", "cases", "strongest", *names], lines)]
 
 
 def _areas(rows: Sequence[Row]) -> list[str]:
@@ -176,7 +191,8 @@ def _areas(rows: Sequence[Row]) -> list[str]:
     how = (
         "At cut 4, above 0 ours hides more. *Area*: attack error over target error, ours less theirs, over the target "
         "errors that both reach; the mean gap is the area over the width. *Gap*: their attack's accuracy less ours at "
-        f"the smallest permitted drop that both keep ({', '.join(map(percent, DROPS))}), chosen on validation."
+        f"the smallest drop on validation that both keep, of {', '.join(map(percent, DROPS))}; *target* is how much "
+        "more often our answers are right there on test, where drops may differ from those on validation."
     )
     heads = [
         "data, hidden",
@@ -193,10 +209,10 @@ def _areas(rows: Sequence[Row]) -> list[str]:
 def _between(found: Mapping[str, Seeds], name: str, best: float) -> list[str]:
     ours, theirs = found[OURS], found[name]
     if not (common := ours.keys() & theirs.keys()):
-        return [name, "no common seed", "–", "0", "–", "–"]
+        return [name, "no common seed", "–", "0", "–", "–", "–"]
     between, at = area(ours, theirs), at_equal_drop(ours, theirs, best, DROPS)
     space = ["no common range", "–"] if between is None else [points_of(between.area, 1e4), percent(between.width)]
-    gap = ["–", "none that both keep"] if at is None else [points_of(at[1]), percent(at[0])]
+    gap = ["–", "–", "none"] if at is None else [points_of(at.attack), points_of(at.target), percent(at.permitted)]
     return [name, *space, str(len(common)), *gap]
 
 

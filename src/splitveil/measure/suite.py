@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import nll_loss
 
 from splitveil.attack import FINITE, Attack, Guess, Job, View, fit_all
 from splitveil.data import Dataset
@@ -83,7 +84,8 @@ def best_attacks(
 ) -> list[AttackScore]:
     """`best_attack` for many questions; attacks that can are trained on all of them together.
 
-    Finite messages meet those of `splitveil.attack.FINITE`, too.
+    The best is the most accurate on validation, and of equals the one with the least cross-entropy there. Finite
+    messages meet those of `splitveil.attack.FINITE`, too.
 
     Raises:
         AttackError: no attack was given, or one gave log-probabilities that are not finite.
@@ -92,6 +94,7 @@ def best_attacks(
         raise AttackError("no attack was given; without an adversary nothing is measured")
     jobs = [question.job for question in questions]
     chosen: list[tuple[str, Guess] | None] = [None] * len(jobs)
+    losses = [float("inf")] * len(jobs)
     validation: list[dict[str, float]] = [{} for _ in jobs]
     mounted = _mounted(attacks, jobs)
     for index, (attack, places) in enumerate(mounted):
@@ -99,9 +102,12 @@ def best_attacks(
             progress(index, len(mounted), f"{attack.name} on the {what}")
         for place, guess in zip(places, fit_all(attack, [jobs[place] for place in places]), strict=True):
             job, found, best = jobs[place], validation[place], chosen[place]
-            found[attack.name] = float((guess(job.val).argmax(1) == job.val_secret).float().mean())
-            if best is None or found[attack.name] > found[best[0]]:
-                chosen[place] = (attack.name, guess)
+            log_chances = guess(job.val)
+            found[attack.name] = float((log_chances.argmax(1) == job.val_secret).float().mean())
+            loss = float(nll_loss(log_chances, job.val_secret))
+            # Of attacks that are right equally often, the one whose probabilities tell more.
+            if best is None or (found[attack.name], -loss) > (found[best[0]], -losses[place]):
+                chosen[place], losses[place] = (attack.name, guess), loss
     if progress:
         progress(len(mounted), len(mounted), f"attacks on the {what}")
     return [

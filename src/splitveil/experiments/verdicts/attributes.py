@@ -52,9 +52,11 @@ def blind_to_the_rest(rows: Sequence[Row]) -> Verdict:
     for name in found.hidden:
         _, text, hidden = _hidden(rows, found, name, found.theirs[name], "plain")
         if name == found.told:
-            least = [one.numbers["leaks"][name]["accuracy"]["value"] for its in every_setting(rows, found).values()
-                     for one in its]  # fmt: skip
-            parts.append(Part(name, f"{text}, {percent(min(least))} % at its best setting" if least else text, hidden))
+            least = [
+                min(its, key=lambda one: one.attack_validation) for its in every_setting(rows, found).values() if its
+            ]  # fmt: skip
+            best = estimate(means([one.attack for one in least])) if least else None
+            parts.append(Part(name, text if best is None else f"{text}, {percent(best)} % at its best setting", hidden))
         else:
             excess = _excess(rows, found, name, found.theirs[name], "plain")
             parts.append(Part(name, text, None if excess is None else excess.interval[0] > MARGIN))

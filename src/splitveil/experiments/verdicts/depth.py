@@ -31,7 +31,8 @@ def with_depth(rows: Sequence[Row]) -> Verdict:
 
     Holds if the attack at the first cut is better than at the last with the whole paired interval, over the seeds that
     both have, and no step between neighbouring cuts rises with its whole interval. Cuts without a setting within 1
-    point are left out. Cuts 1 to 3 meet fewer attacks than 4 to 6, so a fall there is if anything understated.
+    point are left out. Cuts 1 to 3 meet fewer attacks than 4 to 6, so a fall from them is if anything understated, and
+    a rise to the first of the others says nothing and is not counted.
     """
     return together(
         _with_depth(cuts, data, line.label)
@@ -48,7 +49,10 @@ def _with_depth(cuts: Cuts, data: str, what: str) -> Part:
     fall = gap(line[first], line[last])
     if fall is None:
         return Part(data, f"{what} without a common seed", None)
-    steps = [(later, gap(line[later], line[earlier])) for earlier, later in itertools.pairwise(line)]
+    steps = [
+        (later, gap(line[later], line[earlier])) for earlier, later in itertools.pairwise(line)
+        if (earlier in CONVOLUTIONS) == (later in CONVOLUTIONS)
+    ]  # fmt: skip
     rises = [str(cut) for cut, step in steps if step is not None and step.interval[0] > 0]
     text = f"{what} by {points_of(fall)} points from cut {first} to {last}"
     text += f", with a rise to cut {', '.join(rises)}" if rises else ""

@@ -49,9 +49,9 @@ def beats(name: str) -> Callable[[Sequence[Row]], Verdict]:
         """By data set; the claim speaks of most cases, so it holds if it does in more than half of those measured.
 
         A data set holds if the interval of the area between the two curves of attack error against target error lies
-        above 0. Where the curves share no range of target errors, or one is a single point: if at the smallest
-        permitted validation drop (0, 0.5, 1, 2, 5 points) that both reach, the other's attack is better than ours
-        with the whole paired interval. Where they share no drop either, it is not measured.
+        above 0. Where the curves share no range of target errors (or too little for an interval), or one is a single
+        point: if at the smallest permitted validation drop (0, 0.5, 1, 2, 5 points) that both reach, the other's attack
+        is better than ours with the whole paired interval. Where they share no drop either, it is not measured.
         """
         return together((_better(rows, OURS, name, *pair) for pair in pairs_of(rows)), most=True)
 
@@ -102,6 +102,8 @@ def _at_equal_drop(rows: Sequence[Row], first: Seeds, second: Seeds, what: str, 
     at = at_equal_drop(first, second, undefended(rows, data)[0], DROPS)
     if at is None:
         return Part(data, f"{what} no common target error, and no permitted drop that both reach", None)
-    drop, difference = at
-    text = f"{what} no common range; within a drop of {percent(drop)} its attack gains {points_of(difference)} points"
-    return Part(data, text, difference.interval[0] > 0)
+    text = (
+        f"{what} no common range; within a drop of {percent(at.permitted)} on validation its attack gains "
+        f"{points_of(at.attack)} points, our target {points_of(at.target)}"
+    )
+    return Part(data, text, at.attack.interval[0] > 0)
