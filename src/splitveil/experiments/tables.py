@@ -12,6 +12,7 @@ Estimate = dict[str, float]
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table, the first column to the left."""
+    assert all(len(line) == len(heads) for line in lines), "a line has other columns than the heads"
     rule = ["---", *["---:"] * (len(heads) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
 
