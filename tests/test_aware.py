@@ -305,7 +305,7 @@ def test_a_linear_server_of_two_classes_has_one_direction():
     split, x = made(Net(16, 2), "read"), images(500, 16)
     features = Features.of(split, x)
     for metric in ("logits", "fisher"):
-        with pytest.raises(RankError, match="only 1 direction of the feature matter to the server; choose m of at"):
+        with pytest.raises(RankError, match="only 1 direction of the feature matters to the server; choose m of at"):
             ServerAware.fit(split, features, m=2, metric=metric)
         veil = ServerAware.fit(split, features, m=9, metric=metric, fewer=True)
         assert veil.m == 1

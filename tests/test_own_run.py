@@ -14,6 +14,7 @@ import splitveil as sv
 from made_models import residual_net, write_images, write_program
 from made_server import serving
 from splitveil import obfuscate
+from splitveil.cli.fitted import check_options
 from splitveil.cli.methods import Fit
 from splitveil.data import Dataset, Part, load_unlabelled
 from splitveil.errors import DataError, ModelError, RunError
@@ -429,6 +430,9 @@ def test_what_a_run_has_settled_is_not_asked_again(
         code, _, err = splitveil(*command)
         assert code == 2
         assert f"which settles {command[-2]}" in " ".join(err.replace("│", " ").split())
+    assert run.fitted is not None
+    for cut in (run.fitted.cut, [run.fitted.cut]):  # which is what the run says itself
+        check_options(run, {"--split": cut})
     code, _, err = splitveil("attack", run.folder)
     assert (code, err.count("\n")) == (2, 1)
     assert "fitted to images without labels" in err

@@ -16,7 +16,8 @@ def check_options(run: Any, given: Mapping[str, object]) -> None:
     if run.fitted is None:
         return
     for flag, value in given.items():
-        if value is not None and value is not False and not (flag == "--split" and value == run.fitted.cut):
+        same = flag == "--split" and value in (run.fitted.cut, [run.fitted.cut])
+        if value is not None and value is not False and not same:
             raise typer.BadParameter(
                 f"{run.folder} has an obfuscator ({run.fitted.method}, at {run.fitted.cut}), which settles {flag}; "
                 "leave that out, or name the run of the training"

@@ -91,8 +91,8 @@ def _enough(fitted: A, m: int) -> A:
             raise RankError(
                 "no direction of the feature matters: the features are all equal, or the server's answers are"
             )
-        those = "direction" if fitted.m == 1 else "directions"
-        raise RankError(f"only {fitted.m} {those} of the feature matter to the server; choose m of at most that")
+        those = "direction of the feature matters" if fitted.m == 1 else "directions of the feature matter"
+        raise RankError(f"only {fitted.m} {those} to the server; choose m of at most that")
     return fitted
 
 

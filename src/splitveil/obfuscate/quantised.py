@@ -56,8 +56,9 @@ class Quantised(Tables):
     ) -> "Quantised":  # fmt: skip
         """Intervals by Lloyd and Max; how many, by the divergence that each coefficient's rounding brings about.
 
-        Values are given out one at a time to the coefficient whose divergence falls most per bit, as long as the
-        product of all stays within ``messages``. What the digits decode to is then tuned as `Distilled` is.
+        Values are given out step by step to the coefficient whose divergence falls most per bit (a step may be several
+        values, since one alone may gain nothing), as long as the product of all stays within ``messages``. What the
+        digits decode to is then tuned as `Distilled` is.
 
         Args:
             split: the trained model.
