@@ -256,6 +256,7 @@ def test_the_page_says_what_ran_and_links_what_is_there() -> None:
     assert "| utkface | 14 | **linear** | 14 / 0 |" in page  # at cut 4 alone
     assert "| utkface, race | pruning | 150.0 [" in page
     assert "**In most cases better than pruning at equal target error.** Verdict: **holds**." in page
+    assert "| Figure 5 | In most cases better than pruning at equal target error. | **holds** | 1 / 0 / 0 |" in page
     assert "![Figure 5: ours and pruning](../results/fig5/plot.svg)" in page
     assert "results/fig6" not in page
     assert "The encoder costs m'/m of the server's first layer.** Verdict: **not measured**." in page

@@ -79,8 +79,16 @@ def _distinct(rows: Iterable[Row]) -> list[Row]:
 
 
 def _verdicts_part(verdicts: Sequence[tuple[Claim, Verdict]]) -> str:
-    lines = [[_TITLES[claim.figure].split(":")[0], claim.text, f"**{verdict.word}**"] for claim, verdict in verdicts]
-    return "## The paper's claims\n\n" + markdown(["where", "claim", "verdict here"], lines)
+    lines = [
+        [_TITLES[claim.figure].split(":")[0], claim.text, f"**{verdict.word}**", _counted(verdict)]
+        for claim, verdict in verdicts
+    ]
+    heads = ["where", "claim", "verdict here", "parts that hold / do not / are not measured"]
+    return "## The paper's claims\n\n" + markdown(heads, lines)
+
+
+def _counted(verdict: Verdict) -> str:
+    return " / ".join(str(sum(part.holds is word for part in verdict.parts)) for word in (True, False, None))
 
 
 def _ran(rows_by_experiment: Mapping[str, Sequence[Row]], points: Sequence[Row]) -> list[str]:
