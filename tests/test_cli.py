@@ -602,3 +602,10 @@ def test_another_recipe_in_the_same_folder_says_what_differs(splitveil: Splitvei
     code, _, err = splitveil("train", "--data", "digit-pairs", "--out", run, "--epochs", 9)
     assert code == 2
     assert "epochs 1 there, 9 asked" in err
+
+
+@pytest.mark.parametrize("size", ["nan", "inf"])
+def test_a_size_that_is_no_number_is_one_sentence(splitveil: Splitveil, tmp_path: Path, size: str) -> None:
+    code, out, err = splitveil("serve", tmp_path, "--max-body", size)
+    assert (code, out) == (2, "")
+    assert "--max-body is a number of MiB" in err

@@ -20,7 +20,7 @@ def budget(
         typer.Option(
             "--window",
             metavar="SECONDS",
-            help="With --bits: debits count no longer than that. If not given, what the budget says; a new one: ever.",
+            help="With --bits: debits count no longer than that. If not given: as before; forever in a new one.",
         ),
     ] = None,
     forever: Annotated[

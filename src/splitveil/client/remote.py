@@ -120,15 +120,13 @@ class AsyncEdgeClient:
             BudgetSpentError: it does not.
             BudgetError: as of `answers`.
         """
-        if (self._budget is None) != (subject is None):
-            raise BudgetError("a budget and a subject whom it is debited for go together; give both or neither")
+        self._check_subject(subject)
         if self._budget is not None and subject is not None and photos:
             self._budget.check(subject, distinct=check_certified(self._manifest), queries=photos)
 
     async def ask(self, frames: Sequence[bytes], *, subject: str | None = None) -> list[Answer]:
         """Answers for frames of this client's encoder, in one request; debits and raises as `answers` does."""
-        if (self._budget is None) != (subject is None):
-            raise BudgetError("a budget and a subject whom it is debited for go together; give both or neither")
+        self._check_subject(subject)
         if not frames:
             return []
         body, headers = inference_body(frames)
@@ -164,6 +162,10 @@ class AsyncEdgeClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _check_subject(self, subject: str | None) -> None:
+        if (self._budget is None) != (subject is None):
+            raise BudgetError("a budget and a subject whom it is debited for go together; give both or neither")
 
     def _debit(self, budget: Budget, subject: str, frames: Sequence[bytes]) -> None:
         # Whoever made them: only frames of the bundle's own form are of the number that is debited.
