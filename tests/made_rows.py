@@ -29,7 +29,7 @@ def line(error: float) -> dict[str, Any]:
 
 def _others(error: float) -> dict[str, Any]:
     """Scores other than accuracy, which rise with it."""
-    return {"balanced": share(error), "auc": share(error / 2), "bits": share(error)}
+    return {"balanced": share(error), "auc": share(error / 2), "bits": share(error), "best_by": {}}
 
 
 def entry(

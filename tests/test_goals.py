@@ -198,3 +198,11 @@ def test_other_measures_than_accuracy_stand_beside_the_goal() -> None:
     assert "| utkface, race | 4 | distilled | m'=8 | 20.0 [19.0, 21.0] / 50.0 [49.0, 51.0] |" in told
     assert "| **79.0 [78.0, 80.0] / 75.0 [74.0, 76.0]** | 0.020 [0.010, 0.030] / 0.500 [0.490, 0.510] |" in told
     assert "| 75.5 [74.5, 76.5] / 75.0 [74.0, 76.0] |" in equal
+
+
+def test_rows_in_which_accuracy_chose_for_all_scores_are_marked() -> None:
+    one = entry({"m": 8}, 0.1, {"race": 0.5})
+    del one["leaks"]["race"]["best_by"]
+    told = excess.table([row("distilled", [one], plain=0.1)]).split("## The fewest")[0]
+    assert "| utkface, race | 4 | distilled* | m'=8 |" in told
+    assert "| 0.500 / 0.500 |" in told

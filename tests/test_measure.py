@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import splitveil as sv
-from splitveil.attack import ATTACKS, Perceptron, Training
+from splitveil.attack import ATTACKS, Perceptron, ServerArchitecture, Training
 from splitveil.data import Dataset, Part
 from splitveil.errors import AttackError, ShapeError
 from splitveil.measure import AttackScore, best_attack, leakages, reference_lines, view
@@ -178,6 +179,68 @@ def test_of_attacks_that_are_right_equally_often_the_one_that_tells_more_counts(
         found = best_attack(views, data, hidden="secret", attacks=attacks)
         assert found.best == "fair"
         assert found.validation["rash"] == found.validation["fair"]
+
+
+def test_a_cut_where_the_layer_reads_tokens_is_attacked(data):
+    """One vector for each row of the image, while the message is one for all."""
+
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.head = nn.Linear(16, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.mix(x[:, 0])).mean(1))
+
+    torch.manual_seed(0)
+    split = sv.SplitModel(Rows(), at="mix")
+    veil = sv.ServerAware.fit(split, sv.Features.of(split, data.train), m=4)
+    suite = (ServerArchitecture(training=Training(epochs=3, least_steps=200, weight_decays=(0.1,))),)
+    found = sv.leakage(split, veil, data, hidden="secret", attacks=suite)
+    assert found.best == "server-architecture"
+    assert found.raw > 0.9
+
+
+def test_each_score_is_of_the_attack_that_is_best_by_it(split, data):
+    """Where most share one value, naming it is right most often and tells nothing: who tells more counts elsewhere."""
+
+    def rare(part: Part) -> Part:
+        secret = (torch.arange(len(part)) % 10 == 0).long()
+        return dataclasses.replace(part, hidden={"secret": secret})
+
+    parts = {name: rare(part) for name, part in data.parts.items()}
+    skewed = dataclasses.replace(data, **parts, hidden_classes={"secret": ("0", "1")})
+
+    class Always:
+        name = "always"
+
+        def fit(self, *_, **__):
+            return lambda seen: torch.tensor([9.0, 0.0]).log_softmax(0).expand(len(seen), -1)
+
+    class Suspects:
+        """Names three tenths of all, the rare ones among them."""
+
+        name = "suspects"
+
+        def fit(self, *_, **__):
+            return lambda seen: torch.where(
+                (torch.arange(len(seen)) % 10 % 4 == 0)[:, None],
+                torch.tensor([0.45, 0.55]),
+                torch.tensor([0.999, 0.001]),
+            ).log()
+
+    views = {name: view(split, sv.Identity((256,)), part)[0] for name, part in skewed.parts.items()}
+    for attacks in ((Always(), Suspects()), (Suspects(), Always())):
+        found = best_attack(
+            views, dataclasses.replace(skewed, hidden_classes={"secret": ("0", "1")}), hidden="secret", attacks=attacks
+        )
+        assert found.best == "always"
+        assert found.best_by == {"balanced": "suspects", "auc": "suspects", "bits": "suspects"}
+        assert found.accuracy == pytest.approx(0.9, abs=0.01)
+        assert found.balanced > 0.8
+        assert found.auc > 0.8
+        assert found.bits > 0.1
+        assert AttackScore.from_row(found.as_row(), len(data.test)).best_by == found.best_by
 
 
 def test_views_hold_what_the_frames_held(split, data, factors):

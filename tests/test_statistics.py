@@ -18,7 +18,7 @@ from splitveil.statistics import (
     balanced_accuracy,
     drop_p_value,
     drop_upper_limit,
-    entropy_bits,
+    leaked_bits,
     macro_auc,
     proportion,
     share_p_value,
@@ -143,8 +143,32 @@ def test_paired_differences_are_narrower_than_separate_ones() -> None:
     ("counts", "bits"),
     [([4, 4], 1.0), ([1] * 8, 3.0), ([5, 0, 0], 0.0), ([1, 0, 3], 2 - 0.75 * np.log2(3))],
 )
-def test_entropy_is_the_closed_form(counts: list[int], bits: float) -> None:
-    assert entropy_bits(np.repeat(np.arange(len(counts)), counts)) == pytest.approx(bits, abs=1e-12)
+def test_who_knows_the_secret_has_its_entropy(counts: list[int], bits: float) -> None:
+    secret = np.repeat(np.arange(len(counts)), counts)
+    certain = np.where(np.eye(len(counts))[secret] > 0, 0.0, -np.inf)
+    assert leaked_bits(certain, secret)(np.ones((1, len(secret)))) == pytest.approx([bits], abs=1e-12)
+
+
+def test_who_knows_the_frequencies_has_nothing() -> None:
+    secret = np.repeat(np.arange(3), [1, 2, 5])
+    prior = np.log(np.array([1, 2, 5]) / 8)
+    assert leaked_bits(np.tile(prior, (8, 1)), secret)(np.ones((1, 8))) == pytest.approx([0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize("told", [0.999, 0.6])
+def test_the_interval_of_bits_holds_the_truth_as_often_as_it_says(told: float) -> None:
+    """The secret is drawn anew as well, so that its entropy is an estimate like the rest."""
+    generator = np.random.default_rng(0)
+    prior = np.array([0.1, 0.2, 0.3, 0.4])
+    # An attack that gives the true value so much, whatever it is: its cross-entropy is known.
+    truth = -(prior * np.log2(prior)).sum() + np.log2(told)
+    draws, held = 200, 0
+    for seed in range(draws):
+        secret = generator.choice(4, size=300, p=prior)
+        log_probabilities = np.log(np.where(np.eye(4)[secret] > 0, told, (1 - told) / 3))
+        low, high = Bootstrap(300, seed=seed).score(leaked_bits(log_probabilities, secret)).interval
+        held += low <= truth <= high
+    assert 0.88 * draws < held <= 0.99 * draws
 
 
 @given(st.integers(1, 4000), st.data())

@@ -144,10 +144,21 @@ def unseen_limit(n: int) -> float:
     return float(1 - 0.025 ** (1 / n))
 
 
-def entropy_bits(secret: Integers) -> float:
-    """Plug-in entropy of a label's distribution, in bits (biased low, so leaked bits are not overstated by it)."""
-    p = np.bincount(secret) / len(secret)
-    return float(-(p[p > 0] * np.log2(p[p > 0])).sum())
+def leaked_bits(log_probabilities: Floats, secret: Integers) -> Callable[[Floats], Floats]:
+    """H(secret) − cross-entropy of the log-probabilities, (N, values), in bits; as a score for `Bootstrap`.
+
+    The entropy is the plug-in one, which is biased low, so that leaked bits are not overstated by it; each resample
+    has its own.
+    """
+    is_value = (secret[:, None] == np.unique(secret)).astype(np.float64)
+    told = log_probabilities[np.arange(len(secret)), secret]
+
+    def score(weights: Floats) -> Floats:
+        shares = weights @ is_value / weights.sum(1, keepdims=True)
+        entropy = -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(1)
+        return np.asarray((entropy + weights @ told / weights.sum(1)) / math.log(2))
+
+    return score
 
 
 def share_upper_limit(hits: int, n: int, level: float) -> float:

@@ -13,7 +13,7 @@ from splitveil.attack.trees import GradientBoosting
 from splitveil.attack.view import Attack, Guess, Job, Public, View, fit_all
 
 __all__ = [
-    "ATTACKS", "FINITE", "Attack", "Decensoring", "Frequencies", "GradientBoosting", "Guess", "Job",
+    "ATTACKS", "FINITE", "REVISION", "Attack", "Decensoring", "Frequencies", "GradientBoosting", "Guess", "Job",
     "NearestNeighbours", "Perceptron", "Public", "ServerArchitecture", "Similarity", "Training", "View", "fit_all",
     "mean_image", "reconstruct", "similarity",
 ]  # fmt: skip
@@ -28,6 +28,9 @@ ATTACKS: tuple[Attack, ...] = (
     Decensoring(),
 )
 """What `leakage` mounts unless told otherwise; the best of them on validation counts."""
+
+REVISION = 2
+"""Rises whenever an attack, or how the best is chosen, changes, so that lines that were kept are computed anew."""
 
 FINITE: tuple[Attack, ...] = (Frequencies(),)
 """What finite messages meet beside the suite, whichever that is: networks may miss what counting finds."""

@@ -1,5 +1,6 @@
 """Adversaries that are neural networks: the paper's, with the server's architecture, and plain perceptrons."""
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Sequence
@@ -100,11 +101,14 @@ class ServerArchitecture:
                 on_feature = cast(Obfuscator, veil).message.carries == "feature"
                 convolution = _convolution(width, cast(nn.Conv2d, split.server_layer), on_feature)
                 return _server_like(split, convolution, job.n_values, example)
-            connected = _first_layer(split, nn.Linear)
-            if connected is None:
-                return perceptron((width, 128, 64), job.n_values)
-            linear = nn.Linear(width, cast(nn.Linear, connected).out_features)
-            return _server_like(split, linear, job.n_values, example)
+            if (connected := _first_layer(split, nn.Linear)) is not None:
+                linear = nn.Linear(width, cast(nn.Linear, connected).out_features)
+                # Where the server reads one vector for each token, a message that is one for all does not fit.
+                with contextlib.suppress(RuntimeError), torch.no_grad():
+                    net = _server_like(split, linear, job.n_values, example)
+                    net.eval()(example.cpu())
+                    return net.train()
+            return perceptron((width, 128, 64), job.n_values)
 
         return Candidate(build, inputs, job, self.on_maps if example.dim() == 4 else self.training)
 

@@ -162,7 +162,9 @@ def goal_parts(rows: Sequence[Row]) -> list[str]:
         "## The same settings, by other measures than accuracy",
         "Where most people share one value, an attack that always names it is as accurate as any, and an excess of 0 "
         "says little. So here is the strongest attack's score on the message, and after the stroke that of the attack "
-        "which it is held to, each with its own interval. *Balanced*: accuracy in %, the mean over the values of the "
+        "which it is held to, each with its own interval; the strongest is chosen on validation for each score. An "
+        "asterisk: of some of its rows accuracy chose for all scores, so that a stronger attack by the others may have "
+        "been overlooked, and bits have no interval. *Balanced*: accuracy in %, the mean over the values of the "
         "secret. *AUC*: area under the one-against-rest curve in %, 50 for who knows nothing. *Bits*: what the "
         "attack's probabilities tell of the secret beyond its frequencies; below 0 where they are overconfident. Bold: "
         "the intervals do not overlap, the message above.",
@@ -195,17 +197,23 @@ def _beyond(found: Sequence[Reach]) -> str:
     for one in found:
         line = "label" if one.finite else "logits"
         points = list(one.points.values())
+        pairs = [(point.numbers["leaks"][one.hidden], point.lines[line]) for point in points]
+        # Of rows before revision 2 of the attacks: accuracy chose for all scores, and bits had no true interval.
+        old = any("best_by" not in each for pair in pairs for each in pair)
         cells = []
         for score, scale in (("balanced", 100), ("auc", 100), ("bits", 1)):
-            ours = _scale(summary([point.numbers["leaks"][one.hidden][score] for point in points]), scale)
-            held = _scale(summary([point.lines[line][score] for point in points]), scale)
+            ours, held = (_scale(summary([pair[side][score] for pair in pairs]), scale) for side in (0, 1))
+            if old and score == "bits":
+                cells.append(f"{ours['value']:.3f} / {held['value']:.3f}")
+                continue
             digits = 1 if scale == 100 else 3
             text = " / ".join(
                 f"{its['value']:.{digits}f} [{its['low']:.{digits}f}, {its['high']:.{digits}f}]" for its in (ours, held)
             )
             cells.append(f"**{text}**" if ours["low"] > held["high"] else text)
         settings = " / ".join(setting_text(point.setting) for point in points)
-        lines.append([f"{one.data}, {one.hidden}", str(one.cut), one.defence, settings, *cells])
+        its_name = f"{one.defence}*" if old else one.defence
+        lines.append([f"{one.data}, {one.hidden}", str(one.cut), its_name, settings, *cells])
     heads = ["data, hidden", "cut", "obfuscator", "setting by seed", "balanced", "AUC", "bits"]
     return markdown(heads, lines) if lines else "Not measured yet."
 

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from splitveil.attack import Attack
+from splitveil.attack import REVISION, Attack
 from splitveil.data import Dataset
 from splitveil.experiments.cells import Place
 from splitveil.files import is_there, read_json, write_json
@@ -42,7 +42,7 @@ def kept_lines(
     """
     same: dict[str, Any] = {"attacks": attacks, "seed": seed, "several": several, "features": features}
     facts = [
-        model_digest(split.model), data.digest, split.layer_name, [attack.name for attack in attacks], seed,
+        model_digest(split.model), data.digest, split.layer_name, [attack.name for attack in attacks], REVISION, seed,
         list(several), place.device,
     ]  # fmt: skip
     digest = sha256(json.dumps(facts).encode()).hexdigest()[:8]

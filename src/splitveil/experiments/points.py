@@ -249,7 +249,7 @@ def _certified(defended: Defended, hidden: Iterable[str], data: Dataset) -> Numb
 def _leak(leak: Leakage) -> Numbers:
     names = ("balanced", "auc", "bits", "excess", "excess_over_label", "advantage")
     return {
-        "best": leak.best, "validation": leak.validation, "accuracy": leak.attack.as_row(),
+        "best": leak.best, "best_by": leak.best_by, "validation": leak.validation, "accuracy": leak.attack.as_row(),
         **{name: getattr(leak, name).as_row() for name in names}, "right": pack(leak.correct),
         "several": {str(count): found.as_row() for count, found in leak.several.items()},
     }  # fmt: skip

@@ -31,6 +31,7 @@ class Leakage:
     Attributes:
         attack: test accuracy of the strongest attack.
         best: that attack's name, chosen on validation.
+        best_by: the names of those that did best there by the other scores; see `AttackScore`.
         prior, label, logits, raw: reference lines, see `References`.
         excess: attack − logits, with a paired interval; may be negative.
         excess_over_label: attack − label, with a paired interval.
@@ -48,6 +49,7 @@ class Leakage:
 
     attack: Estimate
     best: str
+    best_by: dict[str, str]
     prior: Estimate
     label: Estimate
     logits: Estimate
@@ -178,7 +180,7 @@ def _sent(split: SplitModel, veil: Obfuscator, data: Dataset, features: RawFeatu
 def _leak(score: AttackScore, sent: _Sent, data: Dataset, hidden: str, references: References) -> Leakage:
     boot = Bootstrap(len(data.test))
     return Leakage(
-        attack=score.accuracy, best=score.best,
+        attack=score.accuracy, best=score.best, best_by=score.best_by,
         prior=references.prior, label=references.label.accuracy, logits=references.logits.accuracy,
         raw=references.raw.accuracy,
         excess=boot.mean(_difference(score.correct, references.logits.correct)),

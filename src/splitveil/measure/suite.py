@@ -1,16 +1,15 @@
-"""Mounting a suite of attacks: all are fitted, the best on validation counts, and that one is scored once."""
+"""Mounting a suite of attacks: all are fitted, the best on validation counts, and is scored once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import nll_loss
 
 from splitveil.attack import FINITE, Attack, Guess, Job, View, fit_all
 from splitveil.data import Dataset
 from splitveil.errors import AttackError
-from splitveil.measure.scores import AttackScore, score
+from splitveil.measure.scores import ESTIMATES, AttackScore, guessed, ranks, score
 from splitveil.train import Progress
 
 PARTS = ("train", "val", "test")
@@ -84,7 +83,7 @@ def best_attacks(
 ) -> list[AttackScore]:
     """`best_attack` for many questions; attacks that can are trained on all of them together.
 
-    The best is the most accurate on validation, and of equals the one with the least cross-entropy there. Finite
+    For each score the best on validation counts, and of equals the one with the least cross-entropy there. Finite
     messages meet those of `splitveil.attack.FINITE`, too.
 
     Raises:
@@ -93,31 +92,37 @@ def best_attacks(
     if not attacks:
         raise AttackError("no attack was given; without an adversary nothing is measured")
     jobs = [question.job for question in questions]
-    chosen: list[tuple[str, Guess] | None] = [None] * len(jobs)
-    losses = [float("inf")] * len(jobs)
+    champions: list[dict[str, _Champion]] = [{} for _ in jobs]
     validation: list[dict[str, float]] = [{} for _ in jobs]
     mounted = _mounted(attacks, jobs)
     for index, (attack, places) in enumerate(mounted):
         if progress:
             progress(index, len(mounted), f"{attack.name} on the {what}")
         for place, guess in zip(places, fit_all(attack, [jobs[place] for place in places]), strict=True):
-            job, found, best = jobs[place], validation[place], chosen[place]
-            log_chances = guess(job.val)
-            found[attack.name] = float((log_chances.argmax(1) == job.val_secret).float().mean())
-            loss = float(nll_loss(log_chances, job.val_secret))
-            # Of attacks that are right equally often, the one whose probabilities tell more.
-            if best is None or (found[attack.name], -loss) > (found[best[0]], -losses[place]):
-                chosen[place], losses[place] = (attack.name, guess), loss
+            job = jobs[place]
+            rank = ranks(guessed(attack.name, guess, job.val), job.val_secret)
+            validation[place][attack.name] = rank["accuracy"][0]
+            held = champions[place]
+            better = [by for by in ESTIMATES if by not in held or rank[by] > held[by].rank]
+            held.update({by: _Champion(attack.name, guess, rank[by]) for by in better})
     if progress:
         progress(len(mounted), len(mounted), f"attacks on the {what}")
     return [
         score(
-            *best, question.views["test"], question.secrets["test"], validation=found,
-            train_secret=question.secrets["train"], several=question.several,
+            {by: (one.name, one.guess) for by, one in held.items()}, question.views["test"], question.secrets["test"],
+            validation=found, train_secret=question.secrets["train"], several=question.several,
         )
-        for question, best, found in zip(questions, chosen, validation, strict=True)
-        if best is not None
+        for question, held, found in zip(questions, champions, validation, strict=True)
     ]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Champion:
+    """The attack that is best by one score so far."""
+
+    name: str
+    guess: Guess
+    rank: tuple[float, float]
 
 
 def _mounted(attacks: Sequence[Attack], jobs: Sequence[Job]) -> list[tuple[Attack, Sequence[int]]]:

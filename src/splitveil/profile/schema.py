@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # Estimates first: what has their three numbers is one, and no table of attacks.
-Leaked = Annotated["Interval | dict[str, float] | float | str", Field(union_mode="left_to_right")]
+Leaked = Annotated["Interval | dict[str, float | str] | float | str", Field(union_mode="left_to_right")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Method = Literal[
     "top", "free", "bounded", "covariance-aware", "server-aware", "distilled", "quantised", "codebook"
