@@ -66,9 +66,15 @@ def standardised(inputs: Inputs, train: View) -> Inputs:
     """Inputs with mean 0, deviation 1 per element (per channel for maps): an unscaled attacker looks like privacy."""
     x = inputs(train)
     axes = (0, *range(2, x.dim()))
-    mean, deviation = x.mean(axes, keepdim=True), x.std(axes, keepdim=True)
+    # In units of a power of two, which rounds nothing: squares of small numbers would be zero.
+    size = torch.maximum(x.amax(axes, keepdim=True), -x.amin(axes, keepdim=True))
+    exponent = torch.frexp(size).exponent.clamp_min(-126)
+    in_units = torch.ldexp(x, -exponent)
+    mean, deviation = in_units.mean(axes, keepdim=True), in_units.std(axes, keepdim=True)
     # What never varies (up to rounding) says nothing, and must not be blown up.
-    scale = torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, torch.inf)
+    varies = deviation > 1e-6 * mean.abs()
+    mean = torch.ldexp(mean, exponent)
+    scale = torch.where(varies, torch.ldexp(deviation, exponent), torch.inf)
     return lambda view: (inputs(view) - mean) / scale
 
 
