@@ -301,6 +301,48 @@ def test_bodies_on_their_way_share_a_bound(folder: Path) -> None:
     asyncio.run(three())
 
 
+def test_bodies_that_are_being_answered_share_the_bound(folder: Path, half: Half) -> None:
+    """As they are when decompressed, and by either protocol."""
+    import asyncio
+    import os
+    import signal
+
+    import tritonclient.grpc.aio as triton_grpc_aio
+
+    from splitveil.serve import Addresses, Settings, open_models, serve
+
+    settings = Settings(http_port=0, grpc_port=0, max_buffered=1000)
+    large = question(half) + b" " * 2000
+    bodies = [(question(half), {}), (large, {}), (gzip.compress(large), {"Content-Encoding": "gzip"})]
+
+    async def ask(addresses: Addresses) -> tuple[list[int], list[object]]:
+        async with httpx.AsyncClient(base_url=addresses.rest, timeout=HANGING) as client:
+            replies = [await client.post(INFER, content=content, headers=headers) for content, headers in bodies]
+        found: list[object] = []
+        async with triton_grpc_aio.InferenceServerClient(addresses.grpc) as client:
+            for rows in (1, 60):
+                tensor = triton_grpc_aio.InferInput("coefficients", [rows, 6], "FP32")
+                tensor.set_data_from_numpy(half.random(rows, 6))
+                try:
+                    await client.infer("made", [tensor])
+                    found.append(None)
+                except InferenceServerException as error:
+                    found.append(error.status())
+        return [reply.status_code for reply in replies], found
+
+    async def run() -> tuple[list[int], list[object]]:
+        ready: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
+        serving_it = asyncio.create_task(serve(open_models([folder], settings), settings, ready.set_result))
+        try:
+            return await ask(await ready)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await serving_it
+
+    assert len(gzip.compress(large)) < 1000
+    assert asyncio.run(run()) == ([200, 503, 503], [None, "StatusCode.RESOURCE_EXHAUSTED"])
+
+
 def test_more_requests_than_allowed_get_503_and_resource_exhausted(tmp_path: Path) -> None:
     import asyncio
 

@@ -57,8 +57,8 @@ def serve(
     from splitveil.serve import serve as serve_models
     from splitveil.serve.logs import log_to_stderr
 
-    if not math.isfinite(max_body):
-        raise typer.BadParameter("--max-body is a number of MiB")
+    if not (math.isfinite(max_body) and 1 <= max_body * _MEBIBYTE < 2**31):
+        raise typer.BadParameter("--max-body is a number of MiB above 0 and below 2048")
     settings = Settings(
         host=host, http_port=http_port, grpc_port=grpc_port, token_file=token_file, tls_cert=tls_cert, tls_key=tls_key,
         client_ca=client_ca, public_key=public_key, max_batch=max_batch, max_delay_ms=max_delay_ms,

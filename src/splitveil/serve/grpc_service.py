@@ -1,9 +1,8 @@
 """The Open Inference Protocol v2 over gRPC, on the stubs that tritonclient carries."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import grpc
@@ -20,7 +19,7 @@ from splitveil.serve.metadata import (
     server_metadata,
 )
 from splitveil.serve.model import Model
-from splitveil.serve.query import LARGE_BODY, LOGITS, Query, Tensor
+from splitveil.serve.query import LOGITS, Query, Tensor
 from splitveil.serve.refusal import GRPC_STATUS, RETRY_AFTER, RefusedError, fault
 from splitveil.serve.service import Service
 
@@ -75,13 +74,8 @@ class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         try:
             self.let_in(context)
             model = service.models.get(request.model_name, request.model_version)
-            with service.admitted():
-                if size > LARGE_BODY:
-                    query = await asyncio.to_thread(read_query, request)
-                else:
-                    query = read_query(request)
-                logits = await service.infer(model, query)
-                answer = write_answer(query, model, logits)
+            query, logits = await service.infer(model, partial(read_query, request), size)
+            answer = write_answer(query, model, logits)
             service.count(model, "grpc", None, begin, size, answer.ByteSize(), len(logits))
             return answer
         except Exception as error:

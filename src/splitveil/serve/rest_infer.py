@@ -1,8 +1,8 @@
 """Inference over REST: JSON, or JSON followed by raw tensors. The one path that must be fast."""
 
-import asyncio
 import json
 import time
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from splitveil.serve.body import Head, compress, read_body, read_head
 from splitveil.serve.model import Model
-from splitveil.serve.query import LARGE_BODY, LOGITS, Query, Tensor
+from splitveil.serve.query import LOGITS, Query, Tensor
 from splitveil.serve.refusal import HTTP_STATUS, RETRY_AFTER, RefusedError, fault
 from splitveil.serve.service import Service
 
@@ -38,12 +38,7 @@ class Infer:
             model = service.models.get(path["name"], path.get("version", ""))
             body = await read_body(receive, head, service)
             received = len(body)
-            with service.admitted():
-                if received > LARGE_BODY:
-                    query = await asyncio.to_thread(read_query, body, head.json_length)
-                else:
-                    query = read_query(body, head.json_length)
-                logits = await service.infer(model, query)
+            query, logits = await service.infer(model, partial(read_query, body, head.json_length), received)
             rows = len(logits)
             content, json_length = write_answer(query, model, logits)
             status, headers = 200, _headers(json_length)

@@ -1,14 +1,15 @@
 """What both protocols share: the models, who is let in, how much at once, and how one inference is done."""
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitveil.serve.model import Model
-from splitveil.serve.query import LOGITS, Query, read_coefficients
+from splitveil.serve.query import LARGE_BODY, LOGITS, Query, read_coefficients
 from splitveil.serve.refusal import Reason, RefusedError
 from splitveil.serve.repository import Models
 from splitveil.serve.settings import Settings
@@ -24,7 +25,7 @@ class Service:
 
     Attributes:
         draining: whether the server is about to stop; it then says that it is not ready, and answers what comes.
-        buffered: bytes of bodies that are being received.
+        buffered: bytes of bodies that are being received or answered.
     """
 
     def __init__(self, models: Models, settings: Settings) -> None:
@@ -34,6 +35,7 @@ class Service:
         self.draining = False
         self.buffered = 0
         self._in_flight = 0
+        self._parsing = asyncio.Lock()
         self.metrics.in_flight.set_function(lambda: self._in_flight)
 
     @property
@@ -54,9 +56,9 @@ class Service:
 
     @contextmanager
     def buffering(self, size: int) -> Iterator[None]:
-        """Around the receiving of a body; raises `RefusedError` where too much is being received already."""
+        """Around the receiving or the answering of a body; raises `RefusedError` where too much is held already."""
         if self.buffered + size > self.settings.max_buffered:
-            raise RefusedError("busy", "too many large requests are being received; come again in a second")
+            raise RefusedError("busy", "too many large requests are being answered; come again in a second")
         self.buffered += size
         try:
             yield
@@ -68,12 +70,36 @@ class Service:
         if not self.settings.control:
             raise RefusedError("forbidden", "models of this server are not loaded or unloaded by clients")
 
-    async def infer(self, model: Model, query: Query) -> NDArray[np.float32]:
-        """Logits (B, n_classes); raises `RefusedError` where the query is not one that the model answers."""
-        logits = await model.logits(read_coefficients(query.tensor, model))
+    async def infer(self, model: Model, read: Callable[[], Query], size: int) -> tuple[Query, NDArray[np.float32]]:
+        """What a body of so many bytes asks, and logits (B, n_classes).
+
+        Raises:
+            RefusedError: it is not one that the model answers, or too much is being answered already.
+        """
+        with self.admitted(), self.buffering(size):
+            query, coefficients = await self._parsed(model, read, size)
+            logits = await model.logits(coefficients)
         if not np.isfinite(logits).all():
             raise RefusedError("invalid", f"input '{query.tensor.name}' is so large that '{LOGITS}' are not finite")
-        return logits
+        return query, logits
+
+    async def _parsed(self, model: Model, read: Callable[[], Query], size: int) -> tuple[Query, NDArray[np.float32]]:
+        """The query without its data, and its coefficients.
+
+        Numbers in JSON take many times the memory of their text, so that large bodies are parsed one after the other,
+        and what came of one is gone before the next; in a thread, so that small ones need not wait.
+        """
+
+        def parse() -> tuple[Query, NDArray[np.float32]]:
+            query = read()
+            coefficients = read_coefficients(query.tensor, model)
+            query.tensor.data = b""
+            return query, coefficients
+
+        if size <= LARGE_BODY:
+            return parse()
+        async with self._parsing:
+            return await asyncio.to_thread(parse)
 
     def count(
         self, model: Model | None, protocol: str, reason: Reason | None, begin: float, received: int, sent: int,

@@ -5,6 +5,10 @@ from pathlib import Path
 
 from splitveil.errors import ServeError
 
+# gRPC takes no longer message than 2**31 - 1 bytes, nor more connections; a batch of zeros is computed at the start.
+_MOST = {
+    "max_batch": 2**16, "max_requests": 2**20, "max_connections": 2**20, "max_body": 2**31 - 1, "max_buffered": 2**63,
+}  # fmt: skip
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -27,7 +31,8 @@ class Settings:
         max_requests: that are being answered at once; more are told to come back, which keeps the waiting bounded.
         max_connections: open ones of each protocol; bounds memory and file descriptors.
         max_body: bytes of a request, also after decompression.
-        max_buffered: bytes of all bodies that are being received, so that many slow clients cannot fill the memory.
+        max_buffered: bytes of all bodies that are being received or answered, decompressed, so that many clients
+            cannot fill the memory.
         timeout: seconds from a connection, or from a request's first byte, to the request's last byte; also for
             handshakes, and for a client that does not take its answer.
         keep_alive: seconds that a connection may wait for its next request; longer than a load balancer's idle time
@@ -61,9 +66,9 @@ class Settings:
     control: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_requests", "max_connections", "max_body", "max_buffered"):
-            if getattr(self, name) < 1:
-                raise ServeError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ServeError(f"{name} is {getattr(self, name)}; give 1 to {most}")
         for name in ("timeout", "keep_alive", "drain"):
             if not 0 < getattr(self, name) <= 86_400:
                 raise ServeError(f"{name} is {getattr(self, name)} seconds; give more than 0 and at most a day")
