@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from splitveil.bundle import (
     Graph,
     Messages,
-    ServerManifest,
     from_frames,
     identity_of,
     read_edge,
@@ -171,11 +170,12 @@ def test_links_must_not_lead_out(bundle: Path) -> None:
         read_server(bundle / "server")
 
 
-def test_a_graph_must_not_name_other_files(bundle: Path) -> None:
+@pytest.mark.parametrize("mark", [b"\x0a\x08", b"\x0a\x88\x00", b"\x8a\x00\x88\x80\x00"])
+def test_a_graph_must_not_name_other_files(bundle: Path, mark: bytes) -> None:
     import hashlib
 
     server = bundle / "server"
-    content = (server / "server.onnx").read_bytes() + b"\x0a\x08location"
+    content = (server / "server.onnx").read_bytes() + mark + b"location"
     (server / "server.onnx").write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     messages = read_edge(bundle / "edge").manifest.messages
@@ -224,15 +224,31 @@ JSON = st.recursive(
 )
 
 
+@pytest.fixture(scope="module")
+def copied(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server bundle whose manifest is written over again and again."""
+    return Path(shutil.copytree(exported / "server", tmp_path_factory.mktemp("copied") / "server"))
+
+
+@pytest.mark.parametrize("size", [10**15, 2**63, 2**70])
+def test_a_file_that_is_claimed_to_be_huge_asks_for_no_memory(exported: Path, copied: Path, size: int) -> None:
+    content = json.loads((exported / "server" / "manifest.json").read_text())
+    content["files"]["server.onnx"]["bytes"] = size
+    (copied / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match="it was changed"):
+        read_server(copied)
+
+
 @given(data=st.data())
-def test_any_json_in_any_field_is_read_or_refused(exported: Path, data: st.DataObject) -> None:
+def test_any_json_in_any_field_is_read_or_refused(exported: Path, copied: Path, data: st.DataObject) -> None:
     content = json.loads((exported / "server" / "manifest.json").read_text())
     part: Any = data.draw(
         st.sampled_from([content, content["messages"], content["files"], content["files"]["server.onnx"]])
     )
     part[data.draw(st.sampled_from(list(part)))] = data.draw(JSON)
-    with contextlib.suppress(ValidationError):
-        ServerManifest.model_validate_json(json.dumps(content))
+    (copied / "manifest.json").write_text(json.dumps(content))
+    with contextlib.suppress(BundleError):
+        read_server(copied)
 
 
 # --- signatures

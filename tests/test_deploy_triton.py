@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,6 +105,15 @@ def test_a_bundle_becomes_the_next_version_and_others_stay(exported: Path, tmp_p
     with pytest.raises(ServeError, match="versions for another backend"):
         write_repository(models, [exported / "server"], backend="onnxruntime")
     assert sorted(path.name for path in (models / "pairs").iterdir()) == ["1", "2", "config.pbtxt"]
+
+
+def test_nothing_is_taken_along_but_what_was_checked(exported: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(exported / "server", tmp_path / "server"))
+    (tmp_path / "secret").write_text("not for the repository")
+    (bundle / "link").symlink_to(tmp_path / "secret")
+    (bundle / "notes.txt").write_text("mine")
+    (placed,) = write_repository(tmp_path / "models", [bundle])
+    assert sorted(path.name for path in (placed.folder / "bundle").iterdir()) == ["manifest.json", "server.onnx"]
 
 
 def test_what_cannot_be_written_is_refused(exported: Path, tmp_path: Path) -> None:

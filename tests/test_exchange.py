@@ -267,3 +267,15 @@ def test_digits_and_coefficients_do_not_pass_for_each_other(model: sv.Table1Net,
         object.__setattr__(server, "identity", wire.decode(frames[0]).identity)  # as if it were the same model
         with pytest.raises(WireError, match=r"but a frame (of index|with 3 values coded as float32) came"):
             server.read(frames)
+
+
+def test_a_feature_that_is_not_finite_is_not_sent(model: sv.Table1Net, x: Tensor) -> None:
+    """Digits do not show it: a comparison with NaN is a digit as any other."""
+    split = sv.SplitModel(model, at=4)
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    veil = sv.Codebook.fit(split, sv.Features.of(split, images), messages=2, epochs=1)
+    client, z = sv.Client(split, veil), split.client(x)
+    assert len(client.send_features(z)) == len(x)
+    z[1, 0] = math.nan
+    with pytest.raises(WireError, match="not finite"):
+        client.send_features(z)

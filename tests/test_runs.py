@@ -181,7 +181,7 @@ def test_data_that_has_changed_since_is_refused(folder: Path, monkeypatch: pytes
 def test_a_run_cannot_be_written_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for place in ("file", "file/x", "x" * 300):
-        with pytest.raises(RunError, match=r"cannot be (written|looked up) \(.*choose another folder"):
+        with pytest.raises(RunError, match=r"cannot be (written|looked up).*choose another folder"):
             train_run(tmp_path / place, arrays(), RECIPE, source="here")
     assert (tmp_path / "file").read_text() == "in the way"
 

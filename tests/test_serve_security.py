@@ -110,7 +110,17 @@ def test_all_tokens_are_compared_however_early_one_fits(tokens: Path, monkeypatc
     assert compared == [32] * 4
 
 
-@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"short\n", b"with blanks in the token\n", b"\xff" * 20])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"# nothing\n",
+        b"short\n",
+        b"with blanks in the token\n",
+        b"\xff" * 20,
+        b"a-token-of-good-length\n" * 50_000,
+    ],
+)
 def test_token_files_that_would_let_nobody_or_anybody_in(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokens").write_bytes(content)
     with pytest.raises(ServeError, match="token"):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from splitveil import wire
+from splitveil.errors import WireError
 from splitveil.message import Obfuscator
 from splitveil.obfuscate import kept_components
 from splitveil.split import SplitModel
@@ -35,7 +36,9 @@ class Client:
             return self.send_features(self.split.client(x))
 
     def send_features(self, z: Tensor) -> list[bytes]:
-        """Frames of features (B, *feature) that were computed before."""
+        """Frames of features (B, *feature) that were computed before; raises `WireError` where one is not finite."""
+        if not torch.isfinite(z).all():  # digits would not show it
+            raise WireError("a feature that is not finite has no message; check the input")
         with torch.no_grad():
             message = self.veil.encode(z)
         if (levels := self.veil.message.levels) is not None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ def is_there(path: Path) -> bool:
 def check_writable(folder: Path) -> None:
     """Raises `RunError` where a folder is not to be written, or made, before long work shows it."""
     there = next(place for place in (folder, *folder.absolute().parents) if is_there(place))
-    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+    if not there.is_dir():
+        raise RunError(f"{folder} cannot be written, as {there} is a file; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
         raise RunError(f"{folder} cannot be written, as {there} is closed to you; choose another folder")
 
 
@@ -70,13 +72,11 @@ def write_with(path: Path, save: Callable[[str], object]) -> None:
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        temporary = str(path.parent / f".{path.name}.{secrets.token_hex(8)}")
+        Path(temporary).touch(exist_ok=False)  # as readable as any other file of its owner
         save(temporary)
         with Path(temporary).open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes private files; a run is as readable as any other file of its owner.
-        Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error}); free space or choose another folder") from error
@@ -84,9 +84,3 @@ def write_with(path: Path, save: Callable[[str], object]) -> None:
         # Gone already where all went well; an interruption leaves nothing behind either.
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from splitveil.errors import BundleError
 from splitveil.files import write_bytes
 
 LARGEST_MANIFEST = 10 * 2**20
+# A text "location" in the field of a key; numbers may be written with more bytes than they need.
+_LOCATION = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 M = TypeVar("M", EdgeManifest, ServerManifest)
 
 
@@ -81,11 +85,21 @@ def check_free(folder: Path) -> None:
     try:
         if in_the_way := [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]:
             raise BundleError(f"{in_the_way[0]} is a file, where a folder is needed; choose another folder")
-        foreign = folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).exists()
+        foreign = folder.exists() and any(folder.iterdir()) and not _is_ours(folder / MANIFEST)
     except OSError as error:
         raise BundleError(f"{folder} cannot be looked into ({error}); choose another folder") from error
     if foreign:
         raise BundleError(f"{folder} holds something that is no bundle; choose another folder")
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Whether a file is the manifest of a bundle, of whichever version; others, too, name a file so."""
+    try:
+        with manifest.open("rb") as file:
+            content = json.loads(file.read(LARGEST_MANIFEST))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("kind") in ("edge", "server") and "schema_version" in content
 
 
 def file_facts(files: Mapping[str, bytes]) -> dict[str, File]:
@@ -143,7 +157,8 @@ def _content(folder: Path, name: str, most: int) -> bytes:
             what = "is no bundle" if name == MANIFEST else "is incomplete"
             raise BundleError(f"{folder} {what}: it has no file {name}; name what 'splitveil export' wrote")
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            # What a manifest claims is no reason to ask for memory that the file does not fill.
+            content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
         raise BundleError(f"{path} cannot be read ({error}); export again") from error
     if len(content) > most:
@@ -153,5 +168,5 @@ def _content(folder: Path, name: str, most: int) -> bytes:
 
 def _check_graph(path: Path, content: bytes) -> None:
     """A graph must not name other files, which would escape the check; ours never do."""
-    if b"\x0a\x08location" in content:
+    if _LOCATION.search(content):
         raise BundleError(f"{path} refers to data in another file, which a bundle must not; export again")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from splitveil.bundle import ServerManifest, read_server
+from splitveil.bundle.manifest import MANIFEST, SIGNATURE
 from splitveil.errors import RunError, ServeError
 from splitveil.files import write_bytes, write_text
 
@@ -136,15 +137,18 @@ def _place(repository: Path, bundle: Path, backend: Backend, instances: int, pub
     with tempfile.TemporaryDirectory(dir=repository, prefix=".new-") as temporary:
         made = Path(temporary) / "version"
         copy = made / "bundle"
-        shutil.copytree(bundle, copy)
+        copy.mkdir(parents=True)
+        signed = [SIGNATURE] if public_key else []
+        for name in (*read_server(bundle).manifest.files, MANIFEST, *signed):  # whatever else lies there stays there
+            shutil.copyfile(bundle / name, copy / name)
         # What was copied is what counts, should the bundle have changed since it was looked at.
         checked = read_server(copy, public_key=public_key)
+        manifest = checked.manifest
         if backend == "python":
             shutil.copyfile(Path(__file__).with_name("triton_model.py"), made / "model.py")
         else:
             shutil.rmtree(copy)
             write_bytes(made / "model.onnx", checked.files["server.onnx"])
-        manifest = checked.manifest
         model = repository / manifest.name
         model.mkdir(exist_ok=True)
         version = 1 + max((int(path.name) for path in model.iterdir() if path.name.isdecimal()), default=0)

@@ -27,9 +27,12 @@ class Tokens:
             return
         try:
             with file.open("rb") as opened:
-                lines = opened.read(LONGEST_FILE).decode("ascii").splitlines()
+                content = opened.read(LONGEST_FILE + 1)
+            lines = content.decode("ascii").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ServeError(f"{file} cannot be read as tokens, one per line ({error})") from error
+        if len(content) > LONGEST_FILE:
+            raise ServeError(f"{file} has more than {LONGEST_FILE} bytes; name a file of tokens, one per line")
         for number, line in enumerate(lines, 1):
             token = line.strip()
             if not token or token.startswith("#"):
