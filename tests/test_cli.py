@@ -188,7 +188,7 @@ def test_attack_gives_every_number_with_its_interval(
     assert result["message_shape"] == [3]
     assert list(result["hidden"]) == ["digit"]
     row = result["hidden"]["digit"]
-    assert set(row) == {*ESTIMATES, "best", "message_bytes", "validation", "several"}
+    assert set(row) == {*ESTIMATES, "best", "best_by", "message_bytes", "validation", "several"}
     for name in ESTIMATES:
         assert set(row[name]) == {"value", "low", "high"}
         assert row[name]["low"] <= row[name]["value"] <= row[name]["high"]
@@ -388,7 +388,10 @@ ATTACK = ("attack", "RUN", "--split", 6)
         ((*TRAIN, "--set", "removal=2"), "removal must be a share from 0 to 1, not 2"),
         (("train", "--data", "digit-pairs", "--out", "file/x"), "cannot be written"),
         (("train", "--data", "digit-pairs", "--out", "x" * 300), "choose another folder"),
-        (("inspect", "nowhere"), "does not exist; name a folder that 'splitveil train' or 'obfuscate' has written"),
+        (
+            ("inspect", "nowhere"),
+            "there is no model 'nowhere'; name a run's folder, a .pt2 file, or package.module:function",
+        ),
         (("inspect", "x" * 300), "File name too long"),
         (("inspect", "damaged"), "cannot be read as JSON"),
         (("inspect", "unfinished"), "holds no finished training"),
@@ -440,7 +443,7 @@ def test_a_mistake_is_one_sentence(
         (("train", "--data", "digit-pairs"), "--out"),
         ((*TRAIN, "--recipe", "secret"), "--recipe"),
         ((*TRAIN, "--epochs", "many"), "--epochs"),
-        (("inspect",), "RUN"),
+        (("inspect",), "MODEL"),
         (("inspect", "RUN", "--m", 0), "--m"),
         (("profile",), "RUN"),
         (("choose",), "PROFILE"),
@@ -538,7 +541,7 @@ def test_a_fault_of_ours_is_exit_code_1_with_a_traceback() -> None:
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "splitveil", "inspect", "nowhere"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("splitveil: nowhere/run.json does not exist")
+    assert done.stderr.startswith("splitveil: there is no model 'nowhere'")
 
 
 def test_cells_and_heads_show_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -604,8 +607,8 @@ def test_another_recipe_in_the_same_folder_says_what_differs(splitveil: Splitvei
     assert "epochs 1 there, 9 asked" in err
 
 
-@pytest.mark.parametrize("size", ["nan", "inf"])
-def test_a_size_that_is_no_number_is_one_sentence(splitveil: Splitveil, tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "2048"])
+def test_a_size_that_no_body_can_have_is_one_sentence(splitveil: Splitveil, tmp_path: Path, size: str) -> None:
     code, out, err = splitveil("serve", tmp_path, "--max-body", size)
     assert (code, out) == (2, "")
     assert "--max-body is a number of MiB" in err

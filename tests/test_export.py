@@ -17,9 +17,9 @@ from made_bundles import made_bundle, made_model
 from splitveil.bundle import Bundle, EdgeManifest, Graph, ServerManifest, from_frames, read_edge, read_server, to_frames
 from splitveil.cli import main
 from splitveil.codec import CODINGS
-from splitveil.errors import BundleError, ExportError, NoChoiceError, RankError, SplitError
+from splitveil.errors import BundleError, ExportError, NoChoiceError, RankError, RunError, SplitError
 from splitveil.export import export
-from splitveil.profiling import measure_profile
+from splitveil.profiling import measure_profile, model_digest
 
 CUTS = [(2, 4, "patch"), (3, 8, "dense"), (4, 8, "patch"), (6, None, "patch")]
 TOLERANCE = 1e-5  # of a logit, relative to the largest one
@@ -160,6 +160,18 @@ def test_the_policy_is_what_is_proven_to_keep_the_answer(tmp_path: Path) -> None
     assert not (tmp_path / "other").exists()
 
 
+def test_the_drop_is_proven_against_the_reference(data: sv.Dataset, tmp_path: Path) -> None:
+    other = made_model(1)
+    folder = made_bundle(tmp_path / "bundle", m=4, reference=other)
+    profile = sv.read_profile(folder / "edge" / "profile.json")
+    assert (profile.reference.own, profile.reference.weights) == (False, model_digest(other))
+    own = measure_profile(made_model(), data, cuts=[4], kept=[4], epsilons=())
+    with pytest.raises(ExportError, match="drops are against another model"):
+        made_bundle(tmp_path / "other", m=4, reference=other, profile=own)
+    assert not (tmp_path / "other").exists()
+    made_bundle(tmp_path / "same", m=4, reference=other, profile=profile)
+
+
 def test_a_profile_is_used_or_refused(data: sv.Dataset, tmp_path: Path) -> None:
     profile = measure_profile(made_model(), data, cuts=[4, 6], kept=[2, 8], epsilons=())
     folder = made_bundle(tmp_path / "given", profile=profile)
@@ -296,6 +308,6 @@ def test_names_that_no_server_offers_are_refused_before_anything(data: sv.Datase
 def test_a_file_in_the_way_is_named(data: sv.Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(BundleError, match="is a file, where a folder is needed"):
+        with pytest.raises(RunError, match=r"cannot be written, as .* is a file"):
             export(made_model(), data, out, cut=4, m=8)
     assert (tmp_path / "file").read_text() == "mine"

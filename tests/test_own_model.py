@@ -15,6 +15,7 @@ from made_models import ResidualNet, residual_net, write_program
 from splitveil.cost import multiply_accumulates
 from splitveil.errors import ModelError, NoLinearLayerError, SplitError
 from splitveil.models import call_function, is_reference, known_shape, load_exported
+from splitveil.split import possible_cuts
 
 CUTS = ("stem", "layer1", "layer1.1", "layer2", "layer2.0", "layer2.1", "fc1", "fc2")
 
@@ -69,6 +70,24 @@ def test_the_layers_of_an_exported_model_can_be_factorised(program: Path, images
         torch.testing.assert_close(split.answer(veil, veil.encode(z)), split.model(images), rtol=1e-3, atol=1e-4)
 
 
+def test_every_possible_cut_is_one_and_no_other_name_is_another_tensor(program: Path) -> None:
+    model = load_exported(program)
+    assert possible_cuts(model) == possible_cuts(residual_net())
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    known = {}
+    for name in possible_cuts(model):
+        split = sv.SplitModel(model, name)
+        known[name] = split.client(x)
+        torch.testing.assert_close(split.server(known[name]), model(x), rtol=0, atol=0)
+    names = [name for name, _ in residual_net().named_modules() if name not in known and name]
+    for name in names:
+        try:
+            z = sv.SplitModel(model, name).client(x)
+        except SplitError:
+            continue
+        assert any(z.shape == other.shape and torch.equal(z, other) for other in known.values()), name
+
+
 @pytest.mark.parametrize("at", ["layer1", "layer1.1", "layer2.1"])
 def test_a_residual_block_can_be_cut_off_but_has_no_first_layer(program: Path, at: str) -> None:
     with pytest.raises(NoLinearLayerError, match="residual connection"):
@@ -76,7 +95,10 @@ def test_a_residual_block_can_be_cut_off_but_has_no_first_layer(program: Path, a
 
 
 def test_a_place_that_is_not_there_lists_the_names_of_the_original(program: Path) -> None:
-    with pytest.raises(SplitError, match=r"no module 'layer9'; choose one of: stem, layer1, layer1.0, layer1.0.conv1"):
+    with pytest.raises(
+        SplitError,
+        match=r"no module 'layer9'; choose one of: stem, layer1, layer1.1, layer2, layer2.1, drop, fc1, fc2$",
+    ):
         sv.SplitModel(load_exported(program), "layer9")
     with pytest.raises(SplitError, match="no numbered cuts"):
         sv.SplitModel(load_exported(program), 2)
@@ -132,6 +154,7 @@ def exported(model: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) 
         (exported(nn.Linear(8, 3), 2, 8), r"does not take float32 images \(B, C, H, W\)"),
         (exported(nn.Flatten(), 2, 1, 8, 8, dtype=torch.float64), "does not take float32 images"),
         (lambda path: path.write_bytes(b"no archive"), "cannot be read as a model of torch.export"),
+        (lambda path: torch.save(nn.Linear(2, 2), path), r"written by torch.save; export the model by .*dynamic_sh"),
         (lambda _: None, "there is no file"),
     ],
 )

@@ -16,10 +16,11 @@ from made_server import serving
 from splitveil import obfuscate
 from splitveil.cli.fitted import check_options
 from splitveil.cli.methods import Fit
-from splitveil.data import Dataset, Part, load_unlabelled
+from splitveil.data import Dataset, Part, Unlabelled, load_unlabelled
 from splitveil.errors import DataError, ModelError, RunError
 from splitveil.export import export
 from splitveil.picture import read_photo
+from splitveil.profiling.samples import samples_of
 from splitveil.runs import MANIFEST, OBFUSCATOR, Run, obfuscate_run, train_run
 from test_cli import Splitveil
 
@@ -143,17 +144,24 @@ def test_a_run_of_a_file_holds_all_that_is_needed(program: Path, photos: Path, t
     run = fitted(tmp_path / "run", program, photos, classes=["cat", "dog", "owl"], seed=3)
     assert {path.name for path in run.folder.iterdir()} == {MANIFEST, OBFUSCATOR, "model.pt2"}
     split, veil, images = run.split(), run.obfuscator(), run.samples()
+    assert isinstance(images, Unlabelled)
+    # Scales of integers come from the images of the fit, so that those measured have decided nothing.
+    samples = samples_of(images)
+    assert isinstance(samples.training, Part)
+    assert samples.training.pixels is images.fitted
+    torch.testing.assert_close(samples.images(slice(0, 99)), images.measured / 255, rtol=0, atol=0)
+    assert samples.facts == samples_of(images.measured / 255).facts
     assert split.layer_name == CUT
     assert veil.name == "server-aware"
-    assert isinstance(images, torch.Tensor)
     assert run.classes(images) == ("cat", "dog", "owl")
-    torch.testing.assert_close(images, load_unlabelled(photos, (1, 8, 8)).measured / 255)
-    torch.testing.assert_close(split.model(images), residual_net()(images), rtol=0, atol=0)
+    assert images.digest == load_unlabelled(photos, (1, 8, 8)).digest
+    measured = images.measured / 255
+    torch.testing.assert_close(split.model(measured), residual_net()(measured), rtol=0, atol=0)
     # Fitted to the other part, as the library does it.
     again = obfuscate.fit_obfuscator(
         "server-aware", split, load_unlabelled(photos, (1, 8, 8)).fitted / 255, m=2, seed=3
     )
-    z = split.client(images)
+    z = split.client(measured)
     torch.testing.assert_close(veil.encode(z), again.encode(z))
     assert split.answer(veil, veil.encode(z)).shape == (8, 3)
 
@@ -178,11 +186,12 @@ def test_a_run_of_a_function_keeps_the_weights_that_it_had(beside: Path, photos:
     assert json.loads((run.folder / MANIFEST).read_text())["model"] == {
         "name": "function", "reference": "my_nets:net", "input_shape": [1, 8, 8], "n_classes": 3,
     }  # fmt: skip
-    wanted = residual_net()(run.samples())
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    wanted = residual_net()(images)
     del sys.modules["my_nets"]
     # Other weights on each call, as of a function that only builds.
     (beside / "my_nets.py").write_text("from made_models import ResidualNet\nnet = ResidualNet\n")
-    torch.testing.assert_close(run.model()(run.samples()), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(run.model()(images), wanted, rtol=0, atol=0)
     del sys.modules["my_nets"]
     (beside / "my_nets.py").write_text("from torch import nn\ndef net():\n    return nn.Flatten()\n")
     with pytest.raises(RunError, match="are of another model"):
@@ -199,7 +208,8 @@ def test_a_run_of_a_training_is_fitted_to_its_own_data_or_to_images(trained: Pat
     torch.testing.assert_close(run.model()(x), before.model()(x), rtol=0, atol=0)
     other = fitted(tmp_path / "other", trained, write_images(tmp_path / "photos"), at="layer5")
     images = other.samples()
-    assert images.shape == (8, 3, 8, 8)
+    assert isinstance(images, Unlabelled)
+    assert images.measured.shape == (8, 3, 8, 8)
     assert other.classes(images) == ("0", "1")
     with pytest.raises(RunError, match="fitted to images without labels"):
         other.data()
@@ -238,7 +248,8 @@ def test_changed_files_are_refused(program: Path, photos: Path, tmp_path: Path) 
         ({"images": None}, RunError, "name a folder of images: --images FOLDER"),
         ({"at": "layer7"}, sv.SplitveilError, "no module 'layer7'"),
         ({"method": "top"}, sv.SplitveilError, "no null space here"),
-        ({"m": 10_000}, sv.SplitveilError, "directions"),
+        ({"m": 10_000}, sv.SplitveilError, "m=10000 is more than the 128 numbers of the feature"),
+        ({"m": 100}, sv.SplitveilError, "directions"),
     ],
 )
 def test_what_cannot_be_fitted_leaves_no_run(
@@ -436,9 +447,25 @@ def test_what_a_run_has_settled_is_not_asked_again(
     code, _, err = splitveil("attack", run.folder)
     assert (code, err.count("\n")) == (2, 1)
     assert "fitted to images without labels" in err
-    code, _, err = splitveil("inspect", run.folder)
-    assert code == 2
-    assert "no numbered cuts" in err
+
+
+def test_inspect_lists_the_cuts_of_a_model_of_ones_own(
+    splitveil: Splitveil, program: Path, photos: Path, tmp_path: Path
+) -> None:
+    code, out, _ = splitveil("inspect", program, "--m", 3, "--json")
+    assert code == 0
+    cuts = {row["cut"]: row for row in json.loads(out)["cuts"]}
+    assert list(cuts) == ["stem", "layer1", "layer1.1", "layer2", "layer2.1", "drop", "fc1", "fc2"]
+    # A convolution of 3×3 from 1 to 4 channels on 8×8 pixels; the whole model.
+    assert cuts["layer1"]["client_macs"] == 9 * 4 * 64
+    assert (cuts["layer1"]["feature"], cuts["layer1"]["n"]) == ([4, 8, 8], 256)
+    assert (cuts["layer1"]["raw_bytes"], cuts["layer1"]["message_bytes"]) == (16 + 4 * 256, 16 + 4 * 3)
+    assert (cuts["layer1"]["linear_next"], cuts["layer2"]["linear_next"]) == ("no", "yes")
+    assert 0 < cuts["layer1"]["edge_share"] < cuts["fc2"]["edge_share"] < 1
+    run = fitted(tmp_path / "run", program, photos)
+    assert json.loads(splitveil("inspect", run.folder, "--m", 3, "--json").out)["cuts"] == list(cuts.values())
+    assert "layer2.1" in splitveil("inspect", program).out
+    assert splitveil("inspect", tmp_path / "none.pt2").code == 2
 
 
 @pytest.mark.parametrize(("method", "settings"), [("server-aware", ("--m", 3)), ("codebook", ("--messages", 4))])

@@ -104,6 +104,25 @@ class SplitModel:
         return readers
 
 
+def possible_cuts(model: nn.Module) -> list[str]:
+    """Names of the modules at whose input the model can be cut, from the input on; one name for each tensor.
+
+    Raises:
+        SplitError: the model cannot be traced.
+    """
+    graph = _trace(model)
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    found: dict[int, str] = {}
+    for name in _module_names(model):
+        try:
+            cut = _cut_node(graph, name)
+            _require_one_crossing(graph, cut, _ancestors(cut), name)
+        except SplitError:
+            continue
+        found.setdefault(order[cut], name)
+    return [found[place] for place in sorted(found)]
+
+
 def layer_name(model: nn.Module, at: int | str) -> str:
     """The module's name that a cut's number or name stands for; digits in a string count as a number.
 
@@ -114,10 +133,12 @@ def layer_name(model: nn.Module, at: int | str) -> str:
     if isinstance(at, str) and (at in names or at in _operation_names(model)):
         return at
     if isinstance(at, str) and not at.isdecimal():
-        raise SplitError(f"the model has no module {at!r}; choose one of: {', '.join(names)}")
+        raise SplitError(f"the model has no module {at!r}; choose one of: {', '.join(possible_cuts(model))}")
     points = tuple(getattr(model, "cut_points", ()))
     if not points:
-        raise SplitError(f"{type(model).__name__} has no numbered cuts; give a module's name: {', '.join(names)}")
+        raise SplitError(
+            f"{type(model).__name__} has no numbered cuts; give a module's name: {', '.join(possible_cuts(model))}"
+        )
     if not 1 <= int(at) <= len(points):
         raise SplitError(f"there is no cut {at}: {type(model).__name__} has cuts 1 to {len(points)}")
     return str(points[int(at) - 1])

@@ -1,14 +1,15 @@
 """``splitveil export``: an edge bundle and a server bundle from a run."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.fitted import check_options
+from splitveil.cli.fitted import check_options, same_data
 from splitveil.cli.methods import Messages, Sent, check_method
-from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, RunFolder, Trust
+from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, ReferenceRun, RunFolder, Trust
 from splitveil.cli.output import note, print_json, print_table, progress_bar
 from splitveil.codec import Coding
 
@@ -41,6 +42,7 @@ def export(
         typer.Option("--max-drop", help="Points that may be lost: clients then send the fewest components proven to."),
     ] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="Of that proof.")] = 0.95,
+    reference: ReferenceRun = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -66,12 +68,13 @@ def export(
     replaces = is_there(out / "edge" / "manifest.json")
     check_options(opened, {"--split": cut, "--method": method, "--messages": messages, "--operator": operator})
     there = opened.folder / "profile.json"
+    plain = None if reference is None else same_data(opened, Run(reference, trust=trust)).model()
     with progress_bar(quiet) as progress:
         data = opened.samples(data_root, progress)
         exported = write(
             opened.model(), data, out, **_sent(opened, cut, method, m, messages, operator), coding=coding,
             max_drop=max_drop, confidence=confidence, profile=read_profile(there) if is_there(there) else None,
-            name=name or _name(opened, data), private_key=sign, progress=progress,
+            reference=plain, name=name or _name(opened, data), private_key=sign, progress=progress,
         )  # fmt: skip
     policy = exported.edge.policy
     facts = {
@@ -89,11 +92,12 @@ def export(
         return
     kept = exported.edge.messages.distinct
     sent = f"m'={policy.m} as {policy.coding}" if kept is None else _certified(kept)
-    facts["policy"] = sent + (
-        f", proven to drop at most {policy.proven_drop:g} points" if policy.proven_drop is not None else ""
-    )
+    facts["policy"] = sent
+    if policy.proven_drop is not None:
+        against = "its own uncut model" if exported.reference.own else "the reference"
+        facts["policy"] = f"{sent}, proven to drop at most {policy.proven_drop:g} points against {against}"
     print_table(f"exported {run}", ["fact", "value"], [[key.replace("_", " "), facts[key]] for key in facts])
-    note(f"serve it: splitveil serve {exported.folder / 'server'}")
+    note(f"serve it: splitveil serve {shlex.quote(str(exported.folder / 'server'))}")
 
 
 def _certified(messages: int) -> str:

@@ -1,4 +1,4 @@
-"""What commands do alike with a run that an obfuscator was fitted in: its cut and settings stand in the run."""
+"""What commands check alike of runs: an obfuscator that was fitted in one, and the reference beside it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,3 +22,16 @@ def check_options(run: Any, given: Mapping[str, object]) -> None:
                 f"{run.folder} has an obfuscator ({run.fitted.method}, at {run.fitted.cut}), which settles {flag}; "
                 "leave that out, or name the run of the training"
             )
+
+
+def same_data(run: Any, reference: Any) -> Any:
+    """The run that drops are measured against, seen to be trained on the same data."""
+    from splitveil.errors import ProfileError
+
+    if reference.manifest.data.digest != run.manifest.data.digest:
+        raise ProfileError(
+            f"the reference {reference.folder} was trained on other data than {run.folder} "
+            f"({reference.manifest.data.name}, digest {reference.manifest.data.digest[:12]}…); train it on the same "
+            "data"
+        )
+    return reference

@@ -1,60 +1,53 @@
 """``splitveil inspect``: where a model can be cut, and what each cut costs."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.options import AsJson, Operator, Quiet, RunFolder, Trust
+from splitveil.cli.options import AsJson, ModelName, Operator, Quiet, Size, Trust, read_size
 from splitveil.cli.output import print_json, print_table, progress_bar
 
 
 def inspect(
-    run: RunFolder,
+    model: ModelName,
     m: Annotated[int, typer.Option("--m", min=1, help="Components sent, at most, for the obfuscated size.")] = 8,
     operator: Annotated[Operator, typer.Option("--operator", help="Of convolutions.")] = "dense",
+    size: Size = None,
     trust: Trust = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Cut points of a run's model: feature, rank, null space, edge cost, bytes per query."""
-    from splitveil.errors import ModelError
+    """Where a model can be cut: feature, edge cost and bytes of each cut; of numbered cuts rank and null space too."""
     from splitveil.obfuscate import PrivacyWarning
-    from splitveil.runs import Run
+    from splitveil.runs import find_model
+    from splitveil.split import possible_cuts
 
-    opened = Run(run, trust=trust)
-    model, rows = opened.model(), []
-    points = getattr(model, "cut_points", ())
-    if not points:
-        raise ModelError(
-            f"the model of {run} has no numbered cuts to list; 'splitveil profile {run}' measures the cut of its "
-            "obfuscator"
-        )
+    named = find_model(model, size=read_size(size), trust=trust)
+    points, shape = getattr(named.model, "cut_points", ()), named.source.input_shape
+    rows = []
     with progress_bar(quiet) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", PrivacyWarning)
-        for at, name in enumerate(points, start=1):
-            rows.append(_row(model, at, opened.manifest.model.input_shape, m, operator))
+        cuts: Sequence[Any] = range(1, len(points) + 1) if points else possible_cuts(named.model)
+        row: Callable[..., dict[str, Any]] = _numbered if points else _named
+        for done, at in enumerate(cuts, start=1):
+            rows.append(row(named.model, at, shape, m, operator))
             if progress:
-                progress(at, len(points), name)
+                progress(done, len(cuts), str(at))
     if as_json:
-        print_json({"run": str(run), "m": m, "cuts": rows})
+        print_json({"run": model, "m": m, "cuts": rows})
     else:
         heads = [key.replace("_", " ") for key in rows[0]]  # so that they wrap
-        print_table(f"cuts of {run}", heads, [[_cell(cell) for cell in row.values()] for row in rows])
+        print_table(f"cuts of {model}", heads, [[_cell(cell) for cell in row.values()] for row in rows])
 
 
-def _row(model: Any, at: int, input_shape: tuple[int, ...], m: int, operator: Operator) -> dict[str, Any]:
-    import torch
-
+def _numbered(model: Any, at: int, input_shape: tuple[int, ...], m: int, operator: Operator) -> dict[str, Any]:
     from splitveil.cost import edge_cost
     from splitveil.linear import factorise
     from splitveil.obfuscate import TopComponents
-    from splitveil.split import SplitModel
 
-    x = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
-    split = SplitModel(model, at=at)
-    with torch.no_grad():
-        shape = tuple(split.client(x).shape[1:])
+    split, x, shape = _cut(model, at, input_shape)
     factors = factorise(split.server_layer, feature_shape=shape, operator=operator)
     cost = edge_cost(split, TopComponents(factors, m=min(m, len(factors.s))), x)
     null = factors.null_dimension
@@ -65,6 +58,42 @@ def _row(model: Any, at: int, input_shape: tuple[int, ...], m: int, operator: Op
         "client_macs": cost.client_macs, "encoder_macs": cost.encoder_macs, "client_parameters": cost.parameters,
         "raw_bytes": cost.raw_bytes, "message_bytes": cost.message_bytes,
     }  # fmt: skip
+
+
+def _named(model: Any, at: str, input_shape: tuple[int, ...], m: int, operator: Operator) -> dict[str, Any]:  # noqa: ARG001
+    """A cut of a model of the user's own, at which a message of m numbers is fitted."""
+    import math
+
+    from splitveil.cost import edge_cost
+    from splitveil.counting import multiply_accumulates
+    from splitveil.errors import NoLinearLayerError
+    from splitveil.obfuscate import Identity
+    from splitveil.wire import HEADER_BYTES
+
+    split, x, shape = _cut(model, at, input_shape)
+    cost = edge_cost(split, Identity(shape), x)
+    try:
+        linear = bool(split.server_layer)
+    except NoLinearLayerError:
+        linear = False
+    return {
+        "cut": at, "feature": list(shape), "n": math.prod(shape), "linear_next": "yes" if linear else "no",
+        "client_macs": cost.client_macs, "edge_share": cost.client_macs / max(1, multiply_accumulates(model, x)),
+        "client_parameters": cost.parameters, "raw_bytes": cost.raw_bytes,
+        "message_bytes": HEADER_BYTES + 4 * min(m, math.prod(shape)),
+    }  # fmt: skip
+
+
+def _cut(model: Any, at: int | str, input_shape: tuple[int, ...]) -> tuple[Any, Any, tuple[int, ...]]:
+    """The model in two, an image, and the shape of its feature."""
+    import torch
+
+    from splitveil.split import SplitModel
+
+    x = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
+    split = SplitModel(model, at=at)
+    with torch.no_grad():
+        return split, x, tuple(split.client(x).shape[1:])
 
 
 def _cell(value: Any) -> str:

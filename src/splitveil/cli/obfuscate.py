@@ -1,20 +1,18 @@
 """``splitveil obfuscate``: an obfuscator fitted to a trained model, the user's own too, and unlabelled images."""
 
-import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from splitveil.cli.methods import Fit, Messages, check_method
-from splitveil.cli.options import AsJson, DataRoot, Quiet, Trust
+from splitveil.cli.options import AsJson, DataRoot, ModelName, Quiet, Size, Trust, read_size
 from splitveil.cli.output import note, print_json, print_table, progress_bar
 
 
 def obfuscate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run's folder, a file of torch.export, or package.module:function.")
-    ],
+    model: ModelName,
     cut: Annotated[str, typer.Option("--split", help="A module's name, whose input is sent; or a cut's number.")],
     out: Annotated[Path, typer.Option("--out", help="The new run's folder.")],
     images: Annotated[
@@ -23,9 +21,7 @@ def obfuscate(
     method: Annotated[Fit, typer.Option("--method", help="The obfuscator.")] = "server-aware",
     m: Annotated[int | None, typer.Option("--m", min=1, help="Coefficients (every method but codebook).")] = None,
     messages: Messages = None,
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="HxW", help="Of the model's images, where it does not say.")
-    ] = None,
+    size: Size = None,
     classes: Annotated[
         Path | None,
         typer.Option("--classes", metavar="FILE", help="Names of the answers, one a line; numbers if not given."),
@@ -42,7 +38,7 @@ def obfuscate(
     from splitveil.train import available
 
     check_method(method, m=m, messages=messages)
-    names, shape = _lines(classes), _size(size)
+    names, shape = _lines(classes), read_size(size)
     with progress_bar(quiet) as progress:
         veil = obfuscate_run(
             out, model, at=cut, method=method, images=images, m=m, messages=messages, size=shape, classes=names,
@@ -60,15 +56,10 @@ def obfuscate(
         return
     facts["messages"] = veil.message.distinct or "real numbers"
     print_table(f"obfuscated {model}", ["fact", "value"], [[key.replace("_", " "), facts[key]] for key in facts])
-    note(f"what it costs and keeps: splitveil profile {out}; both halves: splitveil export {out} --out bundle")
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    if (found := re.fullmatch(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})", text, re.ASCII)) is None:
-        raise typer.BadParameter(f"--size takes height and width in pixels, such as 224x224, not {text!r}")
-    return int(found[1]), int(found[2])
+    if messages is not None and veil.message.distinct is not None and veil.message.distinct < messages:
+        note(f"{veil.message.distinct} messages came of it: no more than that differ on these images")
+    quoted = shlex.quote(str(out))
+    note(f"what it costs and keeps: splitveil profile {quoted}; both halves: splitveil export {quoted} --out bundle")
 
 
 def _lines(file: Path | None) -> list[str] | None:

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,10 @@ RunFolder = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run the code of a run's model (pt2 or function) though it was made elsewhere.")
 ]
+ReferenceRun = Annotated[
+    Path | None,
+    typer.Option("--reference", metavar="RUN", help="A plain run on the same data, to measure the drop against."),
+]
 DataOptions = Annotated[
     list[str] | None,
     typer.Option(
@@ -26,6 +31,21 @@ DataOptions = Annotated[
     ),
 ]
 Operator = Literal["dense", "patch"]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run's folder, a file of torch.export, or package.module:function.")
+]
+Size = Annotated[
+    str | None, typer.Option("--size", metavar="HxW", help="Of the model's images, where it does not say.")
+]
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width of ``--size``."""
+    if text is None:
+        return None
+    if (found := re.fullmatch(r"([1-9]\d{0,4})[x×]([1-9]\d{0,4})", text, re.ASCII)) is None:
+        raise typer.BadParameter(f"--size takes height and width in pixels, such as 224x224, not {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def read_options(given: list[str] | None, flag: str = "--option") -> dict[str, Any]:

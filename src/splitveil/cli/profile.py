@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.fitted import check_options
+from splitveil.cli.fitted import check_options, same_data
 from splitveil.cli.methods import Fit, Messages, check_method
-from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, RunFolder, Trust
+from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, ReferenceRun, RunFolder, Trust
 from splitveil.cli.output import note, print_json, print_table, progress_bar
 
 _HEADS = (
@@ -36,10 +36,7 @@ def _print_schema(wanted: bool) -> None:
 
 def profile(
     run: RunFolder,
-    reference: Annotated[
-        Path | None,
-        typer.Option("--reference", metavar="RUN", help="A plain run on the same data, to measure the drop against."),
-    ] = None,
+    reference: ReferenceRun = None,
     cut: Annotated[
         list[str] | None, typer.Option("--split", help="A cut's number or a module's name; may be given again.")
     ] = None,
@@ -87,7 +84,7 @@ def profile(
         folder / "profile.json", model, own.get("cuts", cut), method or (own["obfuscator"].name if own else None),
         operator or "patch", hidden=hidden, referred=reference is not None,
     )  # fmt: skip
-    plain = None if reference is None else _same_data(opened, Run(reference, trust=trust)).model().to(where)
+    plain = None if reference is None else same_data(opened, Run(reference, trust=trust)).model().to(where)
     with progress_bar(quiet) as progress:
         data = opened.samples(data_root, progress)
         if method is not None:
@@ -190,18 +187,6 @@ def _is_convolution(model: Any, layer: str) -> bool:
         return False
 
 
-def _same_data(opened: Any, plain: Any) -> Any:
-    """The reference run, seen to be trained on the same data."""
-    from splitveil.errors import ProfileError
-
-    if plain.manifest.data.digest != opened.manifest.data.digest:
-        raise ProfileError(
-            f"the reference {plain.folder} was trained on other data than {opened.folder} "
-            f"({plain.manifest.data.name}, digest {plain.manifest.data.digest[:12]}…); train it on the same data"
-        )
-    return plain
-
-
 def _cells(row: Any) -> list[object]:
     kept: object = f"ε={row.epsilon:g}" if row.m is None else row.m
     if row.messages is not None:
@@ -211,7 +196,7 @@ def _cells(row: Any) -> list[object]:
     accuracy = "unknown" if row.accuracy is None else f"{row.accuracy.value:.1%}"
     return [
         row.cut or row.layer, row.operator, row.method, kept, row.coding, sent, f"{row.edge_macs:,}",
-        f"{row.agreement.value:.1%}", accuracy, drop,
+        _interval(row.agreement), accuracy, drop,
     ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from splitveil.bundle import (
     write_bundle,
 )
 from splitveil.codec import CODINGS, FrameCoding
-from splitveil.data import Dataset, photo_crop
+from splitveil.data import Dataset, Unlabelled, photo_crop
 from splitveil.errors import ExportError
 from splitveil.export.graphs import to_onnx
 from splitveil.export.halves import EdgeHalf, ServerHalf, Veil
@@ -32,6 +32,7 @@ from splitveil.files import check_writable
 from splitveil.linear import Operator
 from splitveil.obfuscate import Affine, Tables
 from splitveil.profile import Profile
+from splitveil.profile.schema import Reference
 from splitveil.profiling.samples import Samples, samples_of
 from splitveil.profiling.scaling import coding_scales
 from splitveil.split import SplitModel
@@ -48,6 +49,7 @@ class Exported:
     Attributes:
         edge, server: the manifests.
         folder: that holds ``edge`` and ``server``.
+        reference: the model that drops are measured against.
         frame_bytes: of one query under the policy.
         edge_bytes, server_bytes: of all files of a bundle.
     """
@@ -55,6 +57,7 @@ class Exported:
     edge: EdgeManifest
     server: ServerManifest
     folder: Path
+    reference: Reference
     frame_bytes: int
     edge_bytes: int
     server_bytes: int
@@ -62,7 +65,7 @@ class Exported:
 
 def export(
     model: nn.Module,
-    data: Dataset | Tensor,
+    data: Dataset | Unlabelled | Tensor,
     out: str | Path,
     *,
     cut: int | str,
@@ -76,6 +79,7 @@ def export(
     max_drop: float | None = None,
     confidence: float = 0.95,
     profile: Profile | None = None,
+    reference: nn.Module | None = None,
     classes: Sequence[str] | None = None,
     name: str = "splitveil",
     private_key: Path | None = None,
@@ -106,6 +110,8 @@ def export(
             that is proven to keep that, by `profile.choose`; without it the policy is m.
         confidence: of that proof.
         profile: of this model; measured at this cut where not given, or where it lacks the rows.
+        reference: the model that drops are measured against, trained plainly on the same data; that of the profile,
+            or else the uncut model itself, where not given.
         classes: names of the answers; the data set's, or numbers, where not given.
         name: under which the server offers the model.
         private_key: PEM file of an Ed25519 key to sign both bundles with.
@@ -132,7 +138,7 @@ def export(
     check_profile(profile, model)
     split, samples = SplitModel(model, at=cut), samples_of(data)
     chosen = choose_veil(wish, split, data, samples, progress)
-    profile = profile_of(model, data, split, chosen, codings, profile, progress)
+    profile = profile_of(model, data, split, chosen, codings, profile, reference, progress)
     names = _classes(profile, data, classes)
     policy = policy_of(profile, split, chosen, coding, max_drop, confidence)
     if progress:
@@ -162,7 +168,7 @@ def export(
     if progress:
         progress(2, 2, "exported")
     sizes = [sum(len(content) for content in each.values()) for each in (edge_files, files)]
-    return Exported(edge, server, folder, read.frame_bytes(policy.m, policy.coding), *sizes)
+    return Exported(edge, server, folder, profile.reference, read.frame_bytes(policy.m, policy.coding), *sizes)
 
 
 def _codings(
@@ -205,7 +211,7 @@ def _inside(messages: Messages) -> str:
     return "coefficients" if messages.levels is None else "digits"
 
 
-def _classes(profile: Profile, data: Dataset | Tensor, given: Sequence[str] | None) -> tuple[str, ...]:
+def _classes(profile: Profile, data: Dataset | Unlabelled | Tensor, given: Sequence[str] | None) -> tuple[str, ...]:
     count = profile.model.classes
     if given is None:
         given = data.classes if isinstance(data, Dataset) else list(map(str, range(count)))
@@ -214,6 +220,6 @@ def _classes(profile: Profile, data: Dataset | Tensor, given: Sequence[str] | No
     return tuple(given)
 
 
-def _picture(profile: Profile, data: Dataset | Tensor) -> Picture:
+def _picture(profile: Profile, data: Dataset | Unlabelled | Tensor) -> Picture:
     crop = photo_crop(data.name) if isinstance(data, Dataset) else None
     return Picture(shape=profile.model.input_shape, crop=crop, resampling="bicubic", divisor=255)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from splitveil import profile as profiles
 from splitveil.bundle import Policy
 from splitveil.codec import CODINGS, FrameCoding
-from splitveil.data import Dataset
+from splitveil.data import Dataset, Unlabelled
 from splitveil.errors import ExportError
 from splitveil.export.veils import Chosen
 from splitveil.obfuscate import Affine, Tables
@@ -25,23 +25,29 @@ def check_profile(given: Profile | None, model: nn.Module) -> None:
 
 
 def profile_of(
-    model: nn.Module, data: Dataset | Tensor, split: SplitModel, chosen: Chosen, codings: Sequence[FrameCoding],
-    given: Profile | None, progress: Progress | None,
+    model: nn.Module, data: Dataset | Unlabelled | Tensor, split: SplitModel, chosen: Chosen,
+    codings: Sequence[FrameCoding], given: Profile | None, reference: nn.Module | None, progress: Progress | None,
 ) -> Profile:  # fmt: skip
-    """The profile of this model with rows of this obfuscator in all codings; measured where the given one has none."""
+    """The profile of this model with rows of this obfuscator in all codings; measured where the given one has none.
+
+    Raises:
+        ExportError: the given one has them, but its drops are against another model than the reference.
+    """
     if given is not None and {row.coding for row in rows_in(given, split, chosen)} >= set(codings):
+        if reference is not None and given.reference.weights != model_digest(reference):
+            raise ExportError("the profile's drops are against another model; profile against this reference first")
         return given
     veil, m = chosen.veil, chosen.veil.message.shape[0]
     coefficients = [coding for coding in codings if coding != "index"]
     if isinstance(veil, Affine | Tables):
         return measure_profile(
             model, data, cuts=[split.at], obfuscator=chosen.whole, kept=[*KEPT, m], codings=coefficients or CODINGS,
-            progress=progress,
+            reference=reference, progress=progress,
         )  # fmt: skip
     kept = [size for size in KEPT if size < m]
     return measure_profile(
         model, data, cuts=[split.at], kept=[*kept, m], epsilons=(), operator=veil.factors.operator,
-        codings=coefficients, progress=progress,
+        codings=coefficients, reference=reference, progress=progress,
     )  # fmt: skip
 
 

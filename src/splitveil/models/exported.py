@@ -1,6 +1,7 @@
 """A model from a file of torch.export, as a module whose layers go by the names that they had in the original."""
 
 import logging
+import zipfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -64,6 +65,8 @@ def _read(path: Path) -> torch.export.ExportedProgram:
     try:
         return torch.export.load(path)
     except Exception as error:  # torch raises whatever its readers meet in a damaged file
+        if _is_pickled(path):
+            raise ModelError(f"{path} was written by torch.save; export the model by torch.export: {_HOW}") from error
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{path} cannot be read as a model of torch.export ({reason}); save it with torch.export.save, by the "
@@ -71,6 +74,14 @@ def _read(path: Path) -> torch.export.ExportedProgram:
         ) from error
     finally:
         logger.setLevel(level)
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether a file is one of torch.save; nothing in it is read."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/data.pkl") for name in archive.namelist())
 
 
 def _check(path: Path, program: torch.export.ExportedProgram) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from splitveil.errors import ModelError
 
 InputShape = tuple[int, int, int]
+_LARGEST = 8192
 
 
 def declared_shape(model: nn.Module) -> tuple[int | None, int | None, int | None]:
@@ -31,6 +32,10 @@ def known_shape(model: nn.Module, size: tuple[int, int] | None) -> InputShape:
         if height is None or width is None:
             raise ModelError("the model does not say the size of its images; give it: --size HxW")
         size = height, width
+    if max(size) > _LARGEST:
+        raise ModelError(
+            f"images of {size[0]}x{size[1]} pixels are larger than {_LARGEST} a side; give the model's own"
+        )
     if (height or size[0], width or size[1]) != size:
         raise ModelError(f"the model takes images of {height}x{width} pixels, not {size[0]}x{size[1]}; drop --size")
     reason: Exception | None = None

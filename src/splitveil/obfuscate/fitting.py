@@ -52,6 +52,8 @@ def fit_obfuscator(
     """
     _check(method, m, messages)
     features = images if isinstance(images, Features) else Features.of(split, images)
+    if m is not None and m > features.size:
+        raise RankError(f"m={m} is more than the {features.size} numbers of the feature; choose a smaller m")
     same: dict[str, Any] = {"seed": seed, "progress": progress}
     given: Any = {name: value for name, value in (("m", m), ("messages", messages)) if value is not None}
     if method == "top":

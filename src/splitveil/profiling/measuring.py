@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from splitveil.attack import ATTACKS, Attack
 from splitveil.codec import CODINGS, Coding
-from splitveil.data import Dataset
+from splitveil.data import Dataset, Unlabelled
 from splitveil.errors import ProfileError
 from splitveil.linear import Operator
 from splitveil.measure import leakage, reference_lines
@@ -28,7 +28,7 @@ from splitveil.train import Progress
 
 def measure_profile(
     model: nn.Module,
-    data: Dataset | Tensor,
+    data: Dataset | Unlabelled | Tensor,
     *,
     cuts: Sequence[int | str] | None = None,
     obfuscator: Affine | Tables | None = None,
@@ -132,7 +132,7 @@ def _veils(
 
 
 def _leakage(
-    split: SplitModel, data: Dataset | Tensor, hidden: Sequence[str], attacks: Sequence[Attack], seed: int,
+    split: SplitModel, data: Dataset | Unlabelled | Tensor, hidden: Sequence[str], attacks: Sequence[Attack], seed: int,
     progress: Progress | None,
 ) -> Callable[[Veil], dict[str, dict[str, Any]]]:  # fmt: skip
     """A function that attacks an obfuscator of fixed length; the reference lines of the cut are made once, here."""

@@ -1,12 +1,13 @@
-"""The images that a profile is measured on: a data set's validation part, or images alone."""
+"""The images that a profile is measured on: a data set's validation part, or images without labels."""
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from splitveil.data import Dataset, Part
+from splitveil.data import Dataset, Part, Unlabelled
 from splitveil.errors import ProfileError
 from splitveil.profile import DataFacts
 
@@ -21,7 +22,7 @@ class Samples:
         facts: what the profile says of them.
         images: images (B, C, H, W) at some rows.
         y: labels (N,), where there are some.
-        training: the images that scales are fitted to: the training part, or these where there is no other.
+        training: the images that scales are fitted to: those of the fit, or these where there are no others.
     """
 
     facts: DataFacts
@@ -40,11 +41,11 @@ class Samples:
         return [slice(start, start + _BATCH) for start in range(0, self.facts.samples, _BATCH)]
 
 
-def samples_of(data: Dataset | Tensor) -> Samples:
+def samples_of(data: Dataset | Unlabelled | Tensor) -> Samples:
     """The images of a data set's validation part, or images without labels.
 
     Args:
-        data: a data set, or images (N, C, H, W) in [0, 1].
+        data: a data set, a folder's images, or images (N, C, H, W) in [0, 1].
 
     Raises:
         ProfileError: it is neither.
@@ -52,6 +53,9 @@ def samples_of(data: Dataset | Tensor) -> Samples:
     if isinstance(data, Dataset):
         facts = DataFacts(name=data.name, digest=data.digest, part="val", samples=len(data.val), labelled=True)
         return Samples(facts, data.val.images, data.val.y, data.train)
+    if isinstance(data, Unlabelled):
+        measured, fitted = samples_of(data.measured.float() / 255), Part(data.fitted, torch.empty(0, dtype=torch.int64))
+        return replace(measured, training=fitted)
     if not isinstance(data, Tensor):
         raise ProfileError(
             f"a profile is measured on a Dataset or on images (N, C, H, W), not on a {type(data).__name__}"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from splitveil.data import Dataset, Progress, Unlabelled, load_data, load_unlabelled
 from splitveil.errors import RunError
@@ -82,18 +82,18 @@ class Run:
             )
         return data
 
-    def samples(self, root: str | Path | None = None, progress: Progress | None = None) -> Dataset | Tensor:
-        """What a profile is measured on: the data set, or images (M, C, H, W) that the fit has not seen.
+    def samples(self, root: str | Path | None = None, progress: Progress | None = None) -> Dataset | Unlabelled:
+        """What a profile is measured on: the data set, or images of which some were kept from the fit.
 
         Raises:
             RunError: what is found there now are not the same images.
             DataError: they cannot be loaded.
         """
         if isinstance(self.manifest.data, ImageSource):
-            return self._images(self.manifest.data, progress).measured.float() / 255
+            return self._images(self.manifest.data, progress)
         return self.data(root, progress)
 
-    def classes(self, data: Dataset | Tensor) -> tuple[str, ...]:
+    def classes(self, data: object) -> tuple[str, ...]:
         """Names of the answers: what the user gave, else the data set's, else numbers."""
         if self.manifest.classes is not None:
             return self.manifest.classes
