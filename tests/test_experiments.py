@@ -23,7 +23,7 @@ import splitveil as sv
 from splitveil import cli, experiments, measure
 from splitveil.attack import ATTACKS, Guess, View
 from splitveil.data import load_data
-from splitveil.errors import DataError, ExperimentError
+from splitveil.errors import DataError, ExperimentError, RunError
 from splitveil.experiments import EXPERIMENTS, Place, Settings, ablation, reproduce, reproduction, training, weights
 from splitveil.experiments.accuracy import from_components, undefended
 from splitveil.experiments.cells import Report, Result, Row, compute_row, read_row, read_rows, row_path, slug, write_row
@@ -370,6 +370,34 @@ def test_the_search_for_weights_shows_means_over_the_cuts() -> None:
     assert lines.count("| 0.25 | 0 | 0 | 90.0 | 53.0 | 47.0 | 50.0 |") == 2
 
 
+def test_rows_of_two_data_sets_of_one_name_are_not_shown_together(tmp_path: Path) -> None:
+    settings, rows = Settings(quick=True, epochs=1), tmp_path / "ablation" / "rows"
+    first, second = ablation.cells(settings)
+    write_row(row_path(rows, first), ablation_row(first))
+    write_row(row_path(rows, second), ablation_row(second).model_copy(update={"data": "other"}))
+    with pytest.raises(ExperimentError, match=r"two data sets named 'digit-pairs' \(digests d… and other…\)"):
+        reproduce("ablation", settings, tmp_path, Place(tmp_path / "runs"))
+    assert not (tmp_path / "ablation" / "table.md").exists()
+
+
+def test_rows_of_the_other_precision_are_not_overlooked(tmp_path: Path) -> None:
+    here, there = (Settings(quick=True, epochs=1, precision=name) for name in ("float32", "bfloat16"))
+    assert experiments.overlooked("ablation", here, tmp_path) is None
+    for cell in ablation.cells(there):
+        write_row(row_path(tmp_path / "ablation" / "rows", cell), ablation_row(cell))
+    sentence = experiments.overlooked("ablation", here, tmp_path)
+    assert sentence is not None
+    assert re.match(r"2 cells of ablation have rows of bfloat16 .*; --precision bfloat16 takes those$", sentence)
+    assert experiments.overlooked("ablation", there, tmp_path) is None
+
+
+def test_a_file_where_a_folder_is_needed_is_named_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match=r"as .*file is a file"):
+        reproduce("ablation", Settings(quick=True, epochs=1), tmp_path / "file", Place(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
 # The command.
 
 
@@ -378,7 +406,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the quick ablation has run as a command, where one of its two cells was there before."""
     folder = tmp_path_factory.mktemp("quick")
     plain = ablation.cells(Settings(quick=True, epochs=1))[0]
-    write_row(row_path(folder / "runs" / "quick" / "ablation" / "rows", plain), ablation_row(plain))
+    there = ablation_row(plain).model_copy(update={"data": load_data("digit-pairs").digest})
+    write_row(row_path(folder / "runs" / "quick" / "ablation" / "rows", plain), there)
     program = [sys.executable, "-m", "splitveil", *arguments(folder)]
     done = subprocess.run(program, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -416,8 +445,9 @@ def test_the_quick_ablation_end_to_end(quick: Path, splitveil: Callable[..., tup
     assert (out / "plot.svg").read_text().startswith("<?xml")
     plain, both = found["rows"]
     assert (plain["config"]["variant"], both["config"]["variant"]) == ("plain", "all")
-    assert plain["data"] == "d"
-    assert both["data"] == load_data("digit-pairs").digest
+    assert plain["data"] == both["data"] == load_data("digit-pairs").digest
+    assert not plain["seconds"]  # it was there before
+    assert both["seconds"]
     numbers = both["numbers"]
     assert numbers["undefended"]["test"]["value"] > 0.9
     assert len(numbers["history"]) == 1

@@ -21,7 +21,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of all results; else results.")] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder in which trained models are kept.")] = Path("runs"),
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Cells at once; else one per core.")] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Compute the cells on a Ray cluster (splitveil[ray]).")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Compute the cells on a Ray cluster (the extra ray).")] = False,
     ray_address: Annotated[
         str | None, typer.Option("--ray-address", help="Of a running cluster; else one is started here.")
     ] = None,
@@ -53,6 +53,9 @@ def reproduce(
     folder = out or (runs / "quick" if quick else Path("results"))
     place = experiments.Place(runs, data_root, device)
     more: dict[str, Any] = {"sweeper": partial(experiments.sweep_on_ray, address=ray_address)} if ray else {}
+    for each in names:
+        if sentence := experiments.overlooked(each, settings, folder):
+            note(sentence)
     with going_on("with the cells that are missing"), progress_bar(quiet) as progress:
         done = {
             each: experiments.reproduce(each, settings, folder, place, jobs=jobs, progress=progress, **more)

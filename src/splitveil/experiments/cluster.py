@@ -1,6 +1,7 @@
 """Computing cells on a Ray cluster: one task per cell, rows written by the driver as they land."""
 
 import os
+import secrets
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,8 +18,8 @@ from splitveil.files import is_there
 
 _UNITS = 100  # of progress per cell
 _POLL = 1.0  # seconds between two looks at the progress within cells
-# Of a Ray that we start: nothing is sent home or written to the home folder, and no accelerator is hidden.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Of a Ray that we start: nothing is sent home, and no accelerator is hidden.
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 def sweep_on_ray(
@@ -90,7 +91,9 @@ def sweep_on_ray(
 def _connected(address: str | None) -> Iterator[Any]:
     """The module ray, connected; what was started or connected here ends here."""
     if address is None:
-        for name, value in _QUIET.items():
+        # Who reaches Ray's ports runs code, so that they ask for a token, which is known here alone.
+        guarded = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        for name, value in (_QUIET if "RAY_AUTH_MODE" in os.environ else _QUIET | guarded).items():
             os.environ.setdefault(name, value)
     try:
         import ray

@@ -82,7 +82,7 @@ class _Grid:
     def settings_at(self, data: str, defence: str, cut: int) -> Sequence[dict[str, Any]]:
         """The settings of a defence, from the weakest to the strongest privacy."""
         if defence in FINITE:
-            found = [{"messages": count} for count in MESSAGES[data]]
+            found = [{"messages": count} for count in MESSAGES.get(data, MESSAGES["utkface"])]
         elif defence == "top":
             found = [{"m": m} for m in KEPT]
         elif defence == "device":

@@ -16,7 +16,7 @@ from splitveil.experiments.sweep import Failure, Sweep, sweep
 from splitveil.experiments.tables import ablation_table
 from splitveil.experiments.training import Settings
 from splitveil.figures import write_figure
-from splitveil.files import is_there, write_text
+from splitveil.files import check_writable, is_there, write_text
 from splitveil.report import results_page
 
 
@@ -144,12 +144,14 @@ def reproduce(
         sweeper: what computes the cells; local processes where not given.
 
     Raises:
-        ExperimentError: there is no such experiment, or it has no such data set.
+        ExperimentError: there is no such experiment, it has no such data set, or its rows are of different data.
         RunError: a folder cannot be written.
     """
     experiment = find(name)
     kind = experiment.rows or name
     cells, folder = experiment.cells(settings), out / kind / "rows"
+    for place_to_write in (folder, out / name):
+        check_writable(place_to_write)
     failures = (sweeper or sweep)(kind, experiment.compute, cells, folder, place, jobs=jobs, progress=progress)
     found, notes = read_rows(folder, kind)
     there = chosen_rows(found, cells)
@@ -161,9 +163,34 @@ def reproduce(
     # What was computed earlier with the same settings is shown too, so that a restricted call hides nothing.
     everything = {row_path(folder, cell): cell for cell in (*experiment.cells(replace(settings, data=())), *cells)}
     rows = chosen_rows(found, list(everything.values()))
+    _check_same_data(rows, folder)
     table = experiment.table(rows) if rows else ""
     files = _write(name, out / name, rows, table, place.runs / "pictures")
     return Reproduction(rows, len(cells), len(there), failures, notes, table, files)
+
+
+def overlooked(name: str, settings: Settings, out: Path) -> str | None:
+    """A sentence where cells that are missing have rows of the other precision, which would not be shown."""
+    experiment = find(name)
+    other = "float32" if settings.precision == "bfloat16" else "bfloat16"
+    folder = out / (experiment.rows or name) / "rows"
+    pairs = zip(experiment.cells(settings), experiment.cells(replace(settings, precision=other)), strict=True)
+    count = sum(not is_there(row_path(folder, cell)) and is_there(row_path(folder, twin)) for cell, twin in pairs)
+    if not count:
+        return None
+    return f"{count} cells of {name} have rows of {other} training in {folder}; --precision {other} takes those"
+
+
+def _check_same_data(rows: Sequence[Row], folder: Path) -> None:
+    """Raises `ExperimentError` where rows of one data set are of different images or labels."""
+    known: dict[str, str] = {}
+    for row in rows:
+        name = row.config["data"]
+        if known.setdefault(name, row.data) != row.data:
+            raise ExperimentError(
+                f"{folder} holds rows of two data sets named {name!r} (digests {known[name][:12]}… and "
+                f"{row.data[:12]}…), which do not compare; move the older ones away"
+            )
 
 
 def find(name: str) -> Experiment:
