@@ -120,8 +120,9 @@ def test_what_is_no_query_is_refused(path: Path) -> None:
     for messages, queries in ((0, 1), (2.5, 1), (2, 0), (2, -1), (2, 2**63)):
         with pytest.raises(CertificateError):
             budget.debit("a", distinct=messages, queries=queries)  # type: ignore[arg-type]
-    with pytest.raises(BudgetError, match="not empty"):
-        budget.debit("", distinct=2)
+    for subject in ("", 3, None):
+        with pytest.raises(BudgetError, match="a subject is a text that is not empty"):
+            budget.debit(subject, distinct=2)  # type: ignore[arg-type]
     assert budget.spent("a") == 0
 
 

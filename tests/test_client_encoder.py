@@ -151,11 +151,17 @@ def test_the_divisor_is_the_bundle_s(coloured: Path, tmp_path: Path) -> None:
         (np.full((3, 16, 24), 1.5, np.float32), DataError, "divide"),
         (np.full((3, 16, 24), -0.1, np.float32), DataError, "divide"),
         (np.full((3, 16, 24), np.nan, np.float32), DataError, "divide"),
+        (None, DataError, "a photo is a file or an array, not a NoneType"),
     ],
 )
 def test_arrays_that_are_no_picture(coloured: Path, array: Any, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         EdgeEncoder(coloured).frames([array])
+
+
+def test_one_text_is_no_list_of_photos(coloured: Path) -> None:
+    with pytest.raises(DataError, match=r"'photo.png' is one text; give \[photo\]"):
+        EdgeEncoder(coloured).frames("photo.png")
 
 
 def test_files_that_are_no_photo(coloured: Path, tmp_path: Path) -> None:

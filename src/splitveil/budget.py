@@ -265,10 +265,10 @@ def _hashed(subject: str, salt: bytes) -> bytes:
     """The name as it stands in the file; equal for all ways to write the same characters.
 
     Raises:
-        BudgetError: it is empty.
+        BudgetError: it is empty, or no text.
     """
-    if not subject:
-        raise BudgetError("a subject has a name or number that is not empty; give it")
+    if not isinstance(subject, str) or not subject:
+        raise BudgetError(f"a subject is a text that is not empty, such as '3', not {subject!r}; give one")
     name = unicodedata.normalize("NFC", subject).encode("utf-8", "surrogatepass")
     return hmac.digest(salt, name, "sha256")
 

@@ -67,6 +67,8 @@ class EdgeEncoder:
             ShapeError: an array has not the shape of the network's input.
             WireError: a coefficient is not finite, or a digit not one of its level.
         """
+        if isinstance(photos, str):
+            raise DataError(f"photos come as a list, but {photos[:50]!r} is one text; give [photo]")
         images = [self.image(photo) for photo in photos]
         if not images:
             return []
@@ -76,6 +78,8 @@ class EdgeEncoder:
 
     def image(self, photo: Photo) -> Images:
         """The network's input (C, H, W), float32 in [0, 1]; raises `DataError` and `ShapeError` as `frames` does."""
+        if not isinstance(photo, str | Path | np.ndarray):
+            raise DataError(f"a photo is a file or an array, not a {type(photo).__name__}")
         pixels = photo if isinstance(photo, np.ndarray) else self._pixels(Path(photo))
         if pixels.shape != self.manifest.picture.shape:
             raise ShapeError(f"a picture has the shape {self.manifest.picture.shape} here, not {pixels.shape}")
