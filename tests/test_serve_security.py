@@ -110,17 +110,16 @@ def test_all_tokens_are_compared_however_early_one_fits(tokens: Path, monkeypatc
     assert compared == [32] * 4
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"# nothing\n",
-        b"short\n",
-        b"with blanks in the token\n",
-        b"\xff" * 20,
-        b"a-token-of-good-length\n" * 50_000,
-    ],
-)
+def test_a_token_file_is_not_cut_within_a_token(tmp_path: Path) -> None:
+    line = b"t" * 50 + b"\n"
+    content = line * (2**20 // len(line) + 1)
+    assert len(content[: 2**20].splitlines()[-1]) >= 16  # what a cut would leave is long enough for a token
+    (tmp_path / "tokens").write_bytes(content)
+    with pytest.raises(ServeError, match="more than 1048576 bytes"):
+        Tokens(tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"short\n", b"with blanks in the token\n", b"\xff" * 20])
 def test_token_files_that_would_let_nobody_or_anybody_in(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokens").write_bytes(content)
     with pytest.raises(ServeError, match="token"):
