@@ -153,7 +153,16 @@ def test_seeds_make_attacks_repeatable_and_leave_the_global_generator_alone(atta
     assert torch.equal(found[0], found[2]) == isinstance(attack, NearestNeighbours)
 
 
-def test_the_papers_adversary_has_the_servers_architecture(monkeypatch):
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+        ),
+    ],
+)
+def test_the_papers_adversary_has_the_servers_architecture(monkeypatch, device):
     """Layer for layer; only the first input, the last output and the weights differ."""
     built = []
 
@@ -168,6 +177,7 @@ def test_the_papers_adversary_has_the_servers_architecture(monkeypatch):
         (2, Sent(Message((5, 8, 8), "pre-activation")), torch.randn(6, 5, 8, 8)),
     ):
         train, val, _ = views(sent, veil, at)
+        train.public.split.model.to(device)
         with pytest.raises(InterruptedError):
             ServerArchitecture().fit(train, torch.zeros(2).long(), val, torch.zeros(2).long(), n_values=9, seed=0)
         server, net = train.public.split.server, built.pop()

@@ -93,7 +93,7 @@ class ServerArchitecture:
 
     def _candidate(self, job: Job, inputs: Inputs) -> Candidate:
         split, veil = job.train.public.split, job.train.public.veil
-        example = inputs(_first(job.train))
+        example = inputs(_first(job.train)).cpu()
         width = example.shape[1]
 
         def build() -> nn.Module:
@@ -106,7 +106,7 @@ class ServerArchitecture:
                 # Where the server reads one vector for each token, a message that is one for all does not fit.
                 with contextlib.suppress(RuntimeError), torch.no_grad():
                     net = _server_like(split, linear, job.n_values, example)
-                    net.eval()(example.cpu())
+                    net.eval()(example)
                     return net.train()
             return perceptron((width, 128, 64), job.n_values)
 
@@ -165,7 +165,7 @@ def _convolution(channels: int, like: nn.Conv2d, on_feature: bool) -> nn.Conv2d:
 
 def _server_like(split: SplitModel, first: nn.Module, n_values: int, example: Tensor) -> nn.Module:
     """The server with fresh weights, another first layer, and an output for each value of the secret."""
-    net = copy.deepcopy(split.server)
+    net = copy.deepcopy(split.server).cpu()  # where all candidates are made, wherever the model is
     for module in net.modules():
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
@@ -178,5 +178,5 @@ def _server_like(split: SplitModel, first: nn.Module, n_values: int, example: Te
         net.set_submodule(output.args[0].target, nn.Linear(last.in_features, n_values))
         return net
     with torch.no_grad():
-        outputs = net.eval()(example.cpu()).shape[1]
+        outputs = net.eval()(example).shape[1]
     return nn.Sequential(net, nn.Linear(outputs, n_values))

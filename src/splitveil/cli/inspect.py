@@ -13,7 +13,10 @@ from splitveil.cli.output import print_json, print_table, progress_bar
 def inspect(
     model: ModelName,
     m: Annotated[int, typer.Option("--m", min=1, help="Components sent, at most, for the obfuscated size.")] = 8,
-    operator: Annotated[Operator, typer.Option("--operator", help="Of convolutions.")] = "dense",
+    operator: Annotated[
+        Operator,
+        typer.Option("--operator", help="Of convolutions, where cuts are numbered: no other has factors listed."),
+    ] = "dense",
     size: Size = None,
     trust: Trust = False,
     as_json: AsJson = False,
