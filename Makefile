@@ -24,8 +24,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# In the order of their names: by the number of their tests the files with the longest ones would come last, alone.
 pytest: setup
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 benchmarks: setup
 	$(BIN)/python benchmarks/factorise.py --out benchmarks/results/factorise.json

@@ -26,6 +26,16 @@ def test_the_readme_example_runs_and_its_assertions_hold(capsys):
     assert "prior" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_contributing_examples_pass_the_lint(number):
+    for job in (["check"], ["format", "--check"]):
+        made = subprocess.run(
+            [sys.executable, "-m", "ruff", *job, "--stdin-filename", "src/splitveil/attack/example.py", "-"],
+            cwd=ROOT, input=blocks("CONTRIBUTING.md")[number], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stdout + made.stderr
+
+
 def test_the_contributing_obfuscator_works():
     names: dict = {}
     exec(blocks("CONTRIBUTING.md")[0], names)

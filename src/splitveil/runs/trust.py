@@ -28,8 +28,8 @@ def check_made_here(folder: Path, what: str) -> None:
     """
     if not _note(folder).is_file():
         raise RunError(
-            f"the model of {folder} is code ({what}), and the run was not made on this machine by you; if you trust "
-            "whoever made it, say --trust (in Python: Run(folder, trust=True))"
+            f"the model of {folder} is code ({what}), and no note in {cache_folder()} says that you made the run on "
+            "this machine; if you trust whoever made it, say --trust (in Python: Run(folder, trust=True))"
         )
 
 
