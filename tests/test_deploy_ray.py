@@ -31,10 +31,12 @@ pytestmark = [
 ]
 
 TOKEN = "a-token-for-the-tests-of-ray"
-# Nothing is written to the home folder or sent home, and machines with much else to do are waited for.
+# Nothing is written to the home folder or sent home, machines with much else to do are waited for, and both replicas
+# are asked alike, where Ray would prefer the one beside the gateway.
 CALM = {
     "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
 }  # fmt: skip
 
 
@@ -197,6 +199,8 @@ def test_losing_a_replica_and_then_its_node_gives_no_wrong_answer(served: Served
     assert len(replicas) == 2  # one on each node
     with Load(served, 6) as load:
         load.until(40)
+        os.kill(replicas[lost], signal.SIGSTOP)  # what it is asked meanwhile waits, so that its death loses requests
+        load.until(20)
         os.kill(replicas[lost], signal.SIGKILL)
         load.until(80)
         served.cluster.remove_node(served.second, allow_graceful=False)
