@@ -29,11 +29,12 @@ from splitveil.experiments.grids import (
     pruning,
     tradeoff,
 )
-from splitveil.experiments.ours import FITTED
+from splitveil.experiments.ours import FITTED, TUNED
 from splitveil.experiments.points import PointsCell
 from splitveil.experiments.training import Settings
 from splitveil.measure.scores import unpack
 from splitveil.obfuscate import fit_obfuscator
+from splitveil.obfuscate.tuning import REVISION
 from splitveil.runs import Run
 from splitveil.train import accuracy
 
@@ -136,6 +137,15 @@ def test_there_are_at_least_as_many_messages_as_answers() -> None:
     cells = [cell for cell in frontier(REAL) if cell.defence == "codebook"]
     fewest = {(cell.data, cell.settings[-1]["messages"]) for cell in cells}
     assert fewest == {("utkface", 2), ("celeba", 2), ("pins", 2), ("qmnist", 10)}
+
+
+def test_rows_of_another_tuning_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {repr(cell): cell for cell in frontier(REAL)}
+    assert {cell.defence for cell in before.values() if cell.tuning == REVISION} == set(TUNED)
+    monkeypatch.setattr(grids, "REVISION", REVISION + 1)
+    changed = [cell for cell in frontier(REAL) if repr(cell) not in before]
+    assert {cell.defence for cell in changed} == set(TUNED)
+    assert not set(slugs(changed)) & set(slugs(list(before.values())))
 
 
 # What a cell computes, on few images.

@@ -8,9 +8,11 @@ from typing import Any
 from splitveil.attack import ATTACKS
 from splitveil.baselines import BASELINES
 from splitveil.experiments.lines import ON_MAPS
+from splitveil.experiments.ours import TUNED
 from splitveil.experiments.points import PointsCell, only, settings_of
 from splitveil.experiments.training import HIDDEN, KEPT, Settings, data_names
 from splitveil.obfuscate import FINITE
+from splitveil.obfuscate.tuning import REVISION
 
 DATA = ("utkface", "celeba", "qmnist", "pins")
 SEEDS = (0, 1, 2)
@@ -65,6 +67,7 @@ class _Grid:
             data=data, training="plain", seed=0, epochs=self.settings.epochs or (2 if self.quick else EPOCHS),
             precision=self.settings.precision, cut=CUT, operator="dense", defence=defence, settings=tuple(settings),
             drop=None, plain_seeds=(), hidden=(HIDDEN[data],), attacks=attacks,
+            tuning=REVISION if defence in TUNED else None,
         )  # fmt: skip
         return replace(cell, **more)
 

@@ -31,7 +31,8 @@ from splitveil.split import SplitModel
 from splitveil.train import Progress
 
 PROJECTIONS = ("top", "free", "bounded")
-FITTED = ("covariance-aware", "server-aware", "distilled", *FINITE)
+TUNED = ("distilled", *FINITE)
+FITTED = ("covariance-aware", "server-aware", *TUNED)
 OURS = (*PROJECTIONS, *FITTED)
 LARGEST_DENSE = 1024
 """Components of a dense convolution that are computed at most where a distortion decides how many are sent."""

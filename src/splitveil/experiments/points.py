@@ -51,6 +51,7 @@ class PointsCell:
         hidden: attributes to guess; a supervised defence is told the first.
         attacks: names of the adversaries that messages meet. Where they are more than `ON_MAPS` at a convolution, the
             raw feature meets those of `ON_MAPS` alone.
+        tuning: revision of the tuning, of defences that are tuned on the server's answers; None of others.
     """
 
     data: str
@@ -66,6 +67,7 @@ class PointsCell:
     plain_seeds: tuple[int, ...]
     hidden: tuple[str, ...]
     attacks: tuple[str, ...]
+    tuning: int | None
 
     @property
     def label(self) -> str:

@@ -84,7 +84,7 @@ class Quantised(Tables):
         rows = torch.linspace(0, len(lesson.z) - 1, min(_SAMPLES, len(lesson.z))).round().long()
         with torch.no_grad():
             a = inner.encode(lesson.z)
-            levels = _allocated(Lesson(lesson.z[rows], lesson.answers[rows]), a[rows], inner, server, messages)
+            levels = _allocated(lesson.answers[rows], a[rows], inner, server, messages)
         used = torch.tensor([index for index, count in enumerate(levels) if count > 1])
         kept = tuple(count for count in levels if count > 1)
         quantisers = [_lloyd(a[:, index], count) for index, count in zip(used.tolist(), kept, strict=True)]
@@ -114,7 +114,7 @@ def _only(inner: Affine, used: Tensor) -> Affine:
     return replace(inner, encoder=inner.encoder[used], decoder=inner.decoder[used], energy=inner.energy[used])
 
 
-def _allocated(lesson: Lesson, a: Tensor, inner: Affine, server: torch.nn.Module, messages: int) -> list[int]:
+def _allocated(answers: Tensor, a: Tensor, inner: Affine, server: torch.nn.Module, messages: int) -> list[int]:
     """Values of each coefficient, by greedy steps along the falling divergence."""
 
     def costs(index: int) -> list[float]:
@@ -124,8 +124,8 @@ def _allocated(lesson: Lesson, a: Tensor, inner: Affine, server: torch.nn.Module
             rounded = a.clone()
             ends, values = _lloyd(a[:, index], count)
             rounded[:, index] = values[(a[:, index, None] > ends).sum(1)]
-            decoded = (inner.decode(part).to(lesson.answers.device) for part in torch.split(rounded, 512))
-            found.append(float(divergence(lesson.answers, torch.cat([server(z) for z in decoded]))))
+            decoded = (inner.decode(part).to(answers.device) for part in torch.split(rounded, 512))
+            found.append(float(divergence(answers, torch.cat([server(z) for z in decoded]))))
         return found
 
     tables = [costs(index) for index in range(inner.m)]

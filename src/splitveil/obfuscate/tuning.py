@@ -16,6 +16,8 @@ Weights = dict[str, Tensor]
 Loss = Callable[[Weights, Tensor, Tensor, bool], Tensor]
 """Mean loss of features (B, *shape) whose answers are p (B, classes); True while training."""
 
+REVISION = 2
+"""To be raised when the tuning changes what comes out of it: results of another revision do not compare."""
 EPOCHS = 20
 MOST_NUMBERS = 2**29
 """Numbers of features that are kept in memory at most (2 GiB); of more images some are taken, evenly spread."""
@@ -23,6 +25,8 @@ _BATCH = 128
 _HELD_OUT = 10  # every so many-th feature is held out, to choose the epoch by
 _STEP = 0.02  # of Adam, in units of each tensor's own root mean square, since their scales differ by orders
 _SERVER_STEP = 3e-4
+_MIXING = 0.3
+"""Of the shares Beta(λ, λ) by which features are mixed: mostly a little, now and then by halves."""
 _LEAST = 1e-12  # chance below which an answer is taken as this, since its logarithm is needed
 
 
@@ -33,10 +37,12 @@ class Lesson:
     Attributes:
         z: (N, *shape), on the processor.
         answers: probabilities (N, classes), where the server runs.
+        teacher: the server that gives them; it stays as it is.
     """
 
     z: Tensor
     answers: Tensor
+    teacher: nn.Module
 
     @classmethod
     def of(cls, split: SplitModel, features: Features) -> "Lesson":
@@ -46,16 +52,18 @@ class Lesson:
             ModelError: features or answers are not finite.
         """
         z = check_finite(features.table(MOST_NUMBERS // features.size), "features").reshape(-1, *features.shape)
-        server = frozen(split.server)
-        with torch.no_grad():  # of copies, because a server may work in place on what it is given
-            logits = [server(rows.clone().to(split.device)) for rows in torch.split(z, 512)]
-        return cls(z, check_finite(torch.cat(logits), "the server's answers").softmax(1))
+        teacher = frozen(split.server)
+        logits = [_logits(teacher, rows.to(split.device)) for rows in torch.split(z, 512)]
+        return cls(z, check_finite(torch.cat(logits), "the server's answers").softmax(1), teacher)
 
     def tune(
         self, start: Weights, loss: Loss, *, epochs: int, seed: int, server: nn.Module | None = None,
         progress: Progress | None = None,
     ) -> Weights:  # fmt: skip
-        """Minimise a loss over tensors.
+        """Minimise a loss over tensors, on mixtures of two features each and the server's answers to these.
+
+        The server is sure of nearly every feature that it was trained on, and they are few. Mixtures are many, and the
+        answers to them are not all sure; held-out features count as they are.
 
         Args:
             start: the tensors to begin with.
@@ -98,9 +106,9 @@ class Lesson:
         return {name: value.cpu() for name, value in kept[0].items()}
 
     def _epoch(self, weights: Weights, loss: Loss, rows: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        device = self.answers.device
         for batch in torch.split(rows[torch.randperm(len(rows))], _BATCH):
-            value = loss(weights, self.z[batch].to(device), self.answers[batch.to(device)], True)
+            z = _mixed(self.z[batch]).to(self.answers.device)
+            value = loss(weights, z, _logits(self.teacher, z).softmax(1), True)
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -111,6 +119,19 @@ class Lesson:
         for batch in torch.split(torch.nonzero(held)[:, 0], 512):
             total += len(batch) * float(loss(weights, self.z[batch].to(device), self.answers[batch.to(device)], False))
         return total / int(held.sum())
+
+
+@torch.no_grad()
+def _logits(server: nn.Module, z: Tensor) -> Tensor:
+    """Of a copy, because a server may work in place on what it is given."""
+    logits: Tensor = server(z.clone())
+    return logits
+
+
+def _mixed(z: Tensor) -> Tensor:
+    """Each feature moved towards the one before it, by a share of its own (mixup: Zhang et al. 2018)."""
+    share = torch.distributions.Beta(_MIXING, _MIXING).sample((len(z), *[1] * (z.dim() - 1)))
+    return z + share.to(z) * (z.roll(1, 0) - z)
 
 
 def _copy(weights: Weights, server: nn.Module | None) -> tuple[Weights, Weights]:
