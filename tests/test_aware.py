@@ -210,6 +210,13 @@ def test_of_isotropic_features_it_finds_the_active_subspace():
     active = torch.linalg.eigh(explicit_metric(split, z, "logits")).eigenvectors[:, -2:]
     projector = veil.decoder.double().mT @ veil.encoder.double()
     torch.testing.assert_close(projector, active @ active.mT, rtol=0, atol=1e-3)
+    # Of features that are not, where it is told to take them so.
+    bent = z * torch.linspace(0.2, 3, 6)
+    veil, aware = (ServerAware.fit(split, Features.known(bent), m=2, isotropic=each) for each in (True, False))
+    active = torch.linalg.eigh(explicit_metric(split, bent, "logits")).eigenvectors[:, -2:]
+    for one, same in ((veil, True), (aware, False)):
+        projector = one.decoder.double().mT @ one.encoder.double()
+        assert torch.allclose(projector, active @ active.mT, rtol=0, atol=1e-3) == same
 
 
 def test_a_moment_is_the_same_as_a_matrix_and_as_a_table(monkeypatch):

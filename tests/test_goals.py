@@ -117,7 +117,10 @@ def test_the_fewest_messages_are_those_that_most_seeds_keep_the_drop_with() -> N
     assert (found.messages, found.seeds) == (8, (2, 2))  # of one seed one codeword is unused
     (alone,) = fewest(rows[:1], ("codebook",))
     assert (alone.messages, alone.seeds) == (3, (1, 1))
-    assert fewest([finite((2, 0.3, 0.5)), ours((8, 0.1, 0.5))], ("codebook", "distilled")) == []
+    few = [finite((4, 0.2, 0.5), (2, 0.3, 0.5)), ours((8, 0.1, 0.5))]
+    (none,) = fewest(few, ("codebook", "distilled"))
+    assert (none.messages, none.most, none.seeds, none.points) == (None, 4, (0, 1), {})
+    assert "| utkface, race | 4 | codebook | none up to 4 | – | 0 of 1 | – | – |" in excess.table(few)
     assert "| utkface, race | 4 | codebook | 3 | 1.58 | 1 of 1 | 60.0 | 50.0 [49.0, 51.0] |" in excess.table(rows[:1])
 
 

@@ -18,7 +18,7 @@ def obfuscate(
     images: Annotated[
         Path | None, typer.Option("--images", help="A folder of images without labels; a run's own data if not given.")
     ] = None,
-    method: Annotated[Fit, typer.Option("--method", help="The obfuscator.")] = "server-aware",
+    method: Annotated[Fit, typer.Option("--method", help="The obfuscator.")] = "distilled",
     m: Annotated[int | None, typer.Option("--m", min=1, help="Coefficients (every method but codebook).")] = None,
     messages: Messages = None,
     size: Size = None,

@@ -170,9 +170,9 @@ def goal_parts(rows: Sequence[Row]) -> list[str]:
         "the intervals do not overlap, the message above.",
         _beyond(found),
         "## The fewest messages within the drop",
-        "The smallest number M of different messages that keeps the drop on validation with most seeds, and what it "
-        "proves: from one message, and nothing but its frame, no adversary guesses the test secrets better than the "
-        "bound, however strong. Where the bound is 100, it says nothing.",
+        "Of the numbers M of different messages that the most seeds keep the drop on validation with, the smallest, "
+        "and what it proves: from one message, and nothing but its frame, no adversary guesses the test secrets better "
+        "than the bound, however strong. Where the bound is 100, it says nothing.",
         _fewest_table(fewest(rows, (*DEFAULTS, *OTHERS))),
     ]  # fmt: skip
 
@@ -225,11 +225,14 @@ def _scale(one: Estimate, by: float) -> Estimate:
 def _fewest_table(found: Sequence[Fewest]) -> str:
     lines = []
     for one in found:
+        where = [f"{one.data}, {one.hidden}", str(one.cut), one.defence]
+        if one.messages is None:
+            lines.append([*where, f"none up to {one.most}", "–", f"0 of {one.seeds[1]}", "–", "–"])
+            continue
         entries = [point.numbers for point in one.points.values()]
         attack = summary([entry["leaks"][one.hidden]["accuracy"] for entry in entries])
         lines.append([
-            f"{one.data}, {one.hidden}", str(one.cut), one.defence, str(one.messages),
-            f"{Certificate(one.messages).bits:.2f}", f"{one.seeds[0]} of {one.seeds[1]}",
+            *where, str(one.messages), f"{Certificate(one.messages).bits:.2f}", f"{one.seeds[0]} of {one.seeds[1]}",
             percent(max(entry["guess_bound"][one.hidden] for entry in entries)), shown(in_percent(attack)),
         ])  # fmt: skip
     heads = ["data, hidden", "cut", "obfuscator", "M", "bits", "seeds", "bound on guessing", "best attack"]

@@ -168,22 +168,24 @@ class Fewest:
 
     Attributes:
         data, hidden, cut, defence: which one.
-        messages: M; of those that most seeds keep the drop with, the smallest.
-        seeds: how many of them do, and how many there are.
-        points: the setting, by these seeds.
+        messages: M; of those that the most seeds keep the drop with, the smallest. None: no seed does with any.
+        most: the most messages that were tried.
+        seeds: how many seeds keep the drop, and how many there are.
+        points: the setting, by the seeds that do.
     """
 
     data: str
     hidden: str
     cut: int
     defence: str
-    messages: int
+    messages: int | None
+    most: int
     seeds: tuple[int, int]
     points: Mapping[int, Point]
 
 
 def fewest(rows: Sequence[Row], names: Sequence[str]) -> list[Fewest]:
-    """The smallest M of each of these defences, data sets and cuts, where any is within the drop."""
+    """The smallest M of each of these defences, data sets and cuts, where it sends finite messages."""
     found = []
     for data, hidden in pairs_of(rows):
         its = [row for row in rows if row.config["data"] == data]
@@ -199,12 +201,16 @@ def fewest(rows: Sequence[Row], names: Sequence[str]) -> list[Fewest]:
 
 def _fewest(of: tuple[str, str, int, str], seeds: Seeds, best: float) -> Fewest | None:
     kept: dict[int, dict[int, Point]] = {}  # by what was asked for: some codewords may be unused, in one seed or other
-    for seed, points in seeds.items():
+    tried = {seed: [one for one in points if messages_of(one) is not None] for seed, points in seeds.items()}
+    most = max((one.setting["messages"] for points in tried.values() for one in points), default=None)
+    if most is None:
+        return None
+    for seed, points in tried.items():
         for one in points:
-            if messages_of(one) is not None and choose([one], best, DROP):
+            if choose([one], best, DROP):
                 kept.setdefault(one.setting["messages"], {})[seed] = one
     if not kept:
-        return None
+        return Fewest(*of, None, most, (0, len(seeds)), {})
     points_of = kept[min(kept, key=lambda asked: (-len(kept[asked]), asked))]
     messages = max(one.numbers["messages"] for one in points_of.values())
-    return Fewest(*of, messages, (len(points_of), len(seeds)), points_of)
+    return Fewest(*of, messages, most, (len(points_of), len(seeds)), points_of)

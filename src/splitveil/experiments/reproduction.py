@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from splitveil.data import Progress
 from splitveil.errors import ExperimentError
-from splitveil.experiments import ablation, costs, excess, grids, pictures, points, signal, tradeoffs, weights
+from splitveil.experiments import ablation, costs, excess, grids, pictures, points, signal, tradeoffs, tuning, weights
 from splitveil.experiments.cells import Cell, Compute, Place, Row, chosen_rows, read_rows, row_path
 from splitveil.experiments.plots import ablation_plot
 from splitveil.experiments.sweep import Failure, Sweep, sweep
@@ -94,6 +94,10 @@ EXPERIMENTS = {
     "weights": Experiment(
         "the search for the ingredients' weights, on validation data alone",
         weights.cells, weights.compute, weights.table, paper=False,
+    ),
+    "tuning": Experiment(
+        "what each choice in the tuning of distilled and codebook buys, on validation data alone",
+        tuning.cells, tuning.compute, tuning.table, tuning.plot, paper=False,
     ),
 }  # fmt: skip
 PAPER = tuple(name for name, experiment in EXPERIMENTS.items() if experiment.paper)

@@ -117,8 +117,8 @@ def _ran(rows_by_experiment: Mapping[str, Sequence[Row]], points: Sequence[Row])
     )
     images = ", ".join({row.config["data"]: f"{row.config['data']} {row.numbers['n_test']}" for row in points}.values())
     place = (
-        "All rows of one data set, training and seed are of one model. Seeds 0 and 1 and seed 2 may come from machines "
-        "of different kinds, on which one seed gives different models. Some defences have seed 0 alone, some seed 2."
+        "All rows of one data set, training and seed are of one model. Others may come from machines of another kind, "
+        "on which one seed gives different models. Some defences have seed 0 alone, some seed 2."
     )
     told = [markdown(heads, lines), f"Test images: {images}. {place}"] if lines else []
     return ["## What ran", *told, took]

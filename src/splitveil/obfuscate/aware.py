@@ -56,10 +56,10 @@ class ServerAware(Affine):
 
     @classmethod
     def fit(
-        cls, split: SplitModel, features: Features, *, m: int, metric: Metric = "logits", seed: int = 0,
-        fewer: bool = False,
+        cls, split: SplitModel, features: Features, *, m: int, metric: Metric = "logits", isotropic: bool = False,
+        seed: int = 0, fewer: bool = False,
     ) -> "ServerAware":  # fmt: skip
-        """One pass for the covariance and one for the gradients.
+        """Three passes over the features: for the gradients, the mean and the covariance.
 
         Args:
             split: the trained model; its logits are (B, classes).
@@ -67,6 +67,7 @@ class ServerAware(Affine):
             m: coefficients.
             metric: "fisher": diag(p) − ppᵀ, by which the answer's distribution changes to second order in KL;
                 "logits": I − 11ᵀ/K, logits up to a constant, which does not fade where the model is sure.
+            isotropic: take features as uncorrelated, each number of unit variance: the active subspaces.
             seed: of the classes that are drawn where there are many.
             fewer: whether fewer coefficients are fine where fewer than m directions matter.
 
@@ -78,7 +79,7 @@ class ServerAware(Affine):
         draws = _draws(server, split.device, features)
         rows = _gradients(server, split.device, features, metric, seed)
         gradients = Moment.of(rows, features.size, features.count * draws)
-        fitted = cls(**_fitted(features, gradients.product, m), name="server-aware")
+        fitted = cls(**_fitted(features, gradients.product, m, isotropic=isotropic), name="server-aware")
         return fitted if fewer and fitted.m else _enough(fitted, m)
 
 
@@ -96,15 +97,24 @@ def _enough(fitted: A, m: int) -> A:
     return fitted
 
 
-def _fitted(features: Features, metric: Product, m: int) -> dict[str, Any]:
+def _fitted(features: Features, metric: Product, m: int, *, isotropic: bool = False) -> dict[str, Any]:
     mean = check_finite(mean_of((z.flatten(1) for z in features.batches()), features.size), "features")
-    centred = ((z.flatten(1) - mean.to(z)) for z in features.batches())
-    covariance = Moment.of(centred, features.size, features.count).shrunk()
-    encoder, decoder, energy = nested_directions(covariance.product, metric, features.size, m)
+    encoder, decoder, energy = nested_directions(
+        _same if isotropic else _covariance(features, mean), metric, features.size, m
+    )
     return {
         "encoder": encoder.float(), "mean": mean.float(), "decoder": decoder.float(), "offset": mean.float(),
         "energy": energy.float(), "feature_shape": features.shape,
     }  # fmt: skip
+
+
+def _covariance(features: Features, mean: Tensor) -> Product:
+    centred = ((z.flatten(1) - mean.to(z)) for z in features.batches())
+    return Moment.of(centred, features.size, features.count).shrunk().product
+
+
+def _same(vectors: Tensor) -> Tensor:
+    return vectors
 
 
 def _draws(server: nn.Module, device: torch.device, features: Features) -> int:

@@ -11,7 +11,7 @@ from splitveil.obfuscate.clustering import clusters
 from splitveil.obfuscate.encoder import Encoder, affordable_layer
 from splitveil.obfuscate.features import Features, frozen
 from splitveil.obfuscate.tables import Tables
-from splitveil.obfuscate.tuning import EPOCHS, Lesson, Progress, Weights
+from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights
 from splitveil.split import SplitModel
 
 DIRECTIONS = 16
@@ -22,8 +22,9 @@ DIRECTIONS = 16
 class Codebook(Tables):
     """The index of a codeword, of M; the server looks the codeword up, a feature, and answers from it.
 
-    The client's answers are clustered by KL divergence, for two classes by the best partition into intervals. Scores
-    for the codewords and the codewords themselves are then tuned for the expected divergence of the server's answers.
+    The server's answers are clustered by KL divergence, for two classes by the best partition into intervals (over 512
+    quantiles, where there are more different answers). Scores for the codewords and the codewords themselves are then
+    tuned for the expected divergence of the server's answers.
     Fit it with `Codebook.fit`.
 
     Attributes:
@@ -62,7 +63,7 @@ class Codebook(Tables):
     @classmethod
     def fit(
         cls, split: SplitModel, features: Features, *, messages: int, epochs: int = EPOCHS, width: int | None = None,
-        start: ServerAware | None = None, seed: int = 0, progress: Progress | None = None,
+        mixing: float = MIXING, start: ServerAware | None = None, seed: int = 0, progress: Progress | None = None,
     ) -> "Codebook":  # fmt: skip
         """Cluster, then tune.
 
@@ -72,13 +73,14 @@ class Codebook(Tables):
             messages: codewords at most, M; clusters that nothing falls into are left out.
             epochs: of the tuning.
             width: of the encoder's hidden layer, see `Distilled.fit`.
+            mixing: of features, see there.
             start: the directions that scores begin with, from `Codebook.directions`; many codebooks can share them.
             seed: of all that is drawn.
             progress: called as (epochs done, epochs in all, text).
 
         Raises:
             RankError: fewer than two messages are asked for, the width is too small, or no direction matters.
-            RecipeError: the number of epochs is negative.
+            RecipeError: the number of epochs or the mixing is negative.
             ModelError: the server's answer is not one row of logits, or not finite.
         """
         if messages < 2:
@@ -98,7 +100,7 @@ class Codebook(Tables):
         table = torch.stack([lesson.z[member == index].flatten(1).mean(0) for index in range(count)])
         objective = _Expected(frozen(split.server), encoder)
         tuned = lesson.tune(
-            encoder.weights | {"table": table}, objective, epochs=epochs, seed=seed, progress=progress
+            encoder.weights | {"table": table}, objective, epochs=epochs, seed=seed, mixing=mixing, progress=progress
         )  # fmt: skip
         return cls(encoder.with_weights(tuned), tuned["table"], features.shape)
 

@@ -1,24 +1,25 @@
 """An encoder and a decoder tuned, without any label, so that the server's answers stay what they were."""
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from splitveil.errors import RankError
+from splitveil.errors import RankError, RecipeError
 from splitveil.obfuscate.affine import Affine
 from splitveil.obfuscate.aware import ServerAware
 from splitveil.obfuscate.encoder import Encoder, Layer, affordable_layer
 from splitveil.obfuscate.features import Features, frozen
-from splitveil.obfuscate.tuning import EPOCHS, Lesson, Progress, Weights, divergence
+from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights, divergence
 from splitveil.split import SplitModel
 
 TEMPERATURE = 2.0
 """Of the answers that are compared. Where the server is sure of nearly everything, as it is of what it was trained
-on, little is left to learn from its answers as they are; 1 and 4 did worse on validation parts."""
+on, little is left to learn from its answers as they are. `splitveil reproduce tuning` compares."""
 BOTTLENECK = 0.01
-"""Weight that did best on validation parts: without it coefficients follow the training features too closely."""
+"""Weight of the bottleneck: without it coefficients may follow the training features too closely."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,8 @@ class Distilled(Affine):
     @classmethod
     def fit(
         cls, split: SplitModel, features: Features, *, m: int, epochs: int = EPOCHS, width: int | None = None,
-        bottleneck: float = BOTTLENECK, seed: int = 0, progress: Progress | None = None,
+        bottleneck: float = BOTTLENECK, temperature: float = TEMPERATURE, mixing: float = MIXING, seed: int = 0,
+        progress: Progress | None = None,
     ) -> "Distilled":  # fmt: skip
         """Tune encoder and decoder for the server as it is.
 
@@ -66,35 +68,47 @@ class Distilled(Affine):
                 averages over squares of the maps, and there is none where that is too much, too.
             bottleneck: weight β of KL(N(a, σ²) ‖ N(0, 1)) in nats, with coefficients that are sent through noise σ,
                 learned for each, while training (a variational bottleneck without labels); the message is then a.
-            seed: of the batches, prefixes and first weights.
+            temperature: T that logits are divided by where answers are compared.
+            mixing: α of the shares Beta(α, α) by which features are mixed with others, the server answering the
+                mixtures; 0: features as they are.
+            seed: of the batches, mixtures, prefixes and first weights.
             progress: called as (epochs done, epochs in all, text).
 
         Raises:
             RankError: fewer than m directions matter to the server, or the width is too small for m.
-            RecipeError: the number of epochs is negative.
+            RecipeError: the number of epochs or the mixing is negative, or the temperature is not above 0.
             ModelError: the server's answer is not one row of logits, or not finite.
         """
-        return _fit(split, features, m, epochs, width, bottleneck, seed, progress)
+        return _fit(
+            split, features, frozen(split.server), m=m, epochs=epochs, width=width, bottleneck=bottleneck,
+            temperature=temperature, mixing=mixing, seed=seed, progress=progress,
+        )  # fmt: skip
 
     @classmethod
     def fit_with_server(
         cls, split: SplitModel, features: Features, *, m: int, epochs: int = EPOCHS, width: int | None = None,
-        bottleneck: float = BOTTLENECK, seed: int = 0, progress: Progress | None = None,
+        bottleneck: float = BOTTLENECK, temperature: float = TEMPERATURE, mixing: float = MIXING, seed: int = 0,
+        progress: Progress | None = None,
     ) -> "tuple[SplitModel, Distilled]":  # fmt: skip
         """`fit`, with a copy of the server's half tuned along; gives the split model of that copy, and the obfuscator.
 
         The copy answers from messages; its client's half is unchanged.
         """
         copy = SplitModel(deepcopy(split.model).requires_grad_(), split.at)
-        veil = _fit(split, features, m, epochs, width, bottleneck, seed, progress, student=copy.server)
+        veil = _fit(
+            split, features, copy.server, tuned_along=True, m=m, epochs=epochs, width=width, bottleneck=bottleneck,
+            temperature=temperature, mixing=mixing, seed=seed, progress=progress,
+        )  # fmt: skip
         copy.model.zero_grad()
         return copy, veil
 
 
 def _fit(
-    split: SplitModel, features: Features, m: int, epochs: int, width: int | None, bottleneck: float, seed: int,
-    progress: Progress | None, student: nn.Module | None = None,
+    split: SplitModel, features: Features, server: nn.Module, *, tuned_along: bool = False, m: int, epochs: int,
+    width: int | None, bottleneck: float, temperature: float, mixing: float, seed: int, progress: Progress | None,
 ) -> Distilled:  # fmt: skip
+    if not 0 < temperature < math.inf:
+        raise RecipeError(f"temperature={temperature} cannot be; take a finite number above 0")
     start = ServerAware.fit(split, features, m=m, seed=seed)
     width, pool = affordable_layer(features, m, m) if width is None else (width, 1)
     if width and width < 2 * m:
@@ -105,11 +119,10 @@ def _fit(
     weights = {**encoder.weights, "decoder": start.decoder, "offset": start.offset}
     if bottleneck:
         weights["log_noise"] = torch.full((m,), -2.0)  # little at first
-    server = frozen(split.server) if student is None else student
-    objective = _Objective(server, encoder, bottleneck)
     tuned = Lesson.of(split, features).tune(
-        weights, objective, epochs=epochs, seed=seed, server=student, progress=progress
-    )
+        weights, _Objective(server, encoder, bottleneck, temperature), epochs=epochs, seed=seed, mixing=mixing,
+        server=server if tuned_along else None, progress=progress,
+    )  # fmt: skip
     encoder = encoder.with_weights(tuned)
     return Distilled(
         encoder.weight, start.mean, tuned["decoder"], tuned["offset"], start.energy, start.feature_shape, "distilled",
@@ -127,6 +140,7 @@ class _Objective:
     server: nn.Module
     encoder: Encoder
     bottleneck: float
+    temperature: float
 
     def __call__(self, weights: Weights, z: Tensor, answers: Tensor, training: bool) -> Tensor:
         a = self.encoder.with_weights(weights)(z)
@@ -145,7 +159,7 @@ class _Objective:
             if training:
                 a = a + weights["log_noise"].exp() * torch.randn_like(a)
         decoded = weights["offset"] + (a * kept) @ weights["decoder"]
-        return divergence(answers, self.server(decoded.reshape(z.shape)), TEMPERATURE) + penalty
+        return divergence(answers, self.server(decoded.reshape(z.shape)), self.temperature) + penalty
 
 
 def prefixes(m: int) -> list[int]:

@@ -25,8 +25,8 @@ _BATCH = 128
 _HELD_OUT = 10  # every so many-th feature is held out, to choose the epoch by
 _STEP = 0.02  # of Adam, in units of each tensor's own root mean square, since their scales differ by orders
 _SERVER_STEP = 3e-4
-_MIXING = 0.3
-"""Of the shares Beta(λ, λ) by which features are mixed: mostly a little, now and then by halves."""
+MIXING = 0.3
+"""α of the shares Beta(α, α) by which features are mixed: mostly near one of the two, now and then by halves."""
 _LEAST = 1e-12  # chance below which an answer is taken as this, since its logarithm is needed
 
 
@@ -57,8 +57,8 @@ class Lesson:
         return cls(z, check_finite(torch.cat(logits), "the server's answers").softmax(1), teacher)
 
     def tune(
-        self, start: Weights, loss: Loss, *, epochs: int, seed: int, server: nn.Module | None = None,
-        progress: Progress | None = None,
+        self, start: Weights, loss: Loss, *, epochs: int, seed: int, mixing: float = MIXING,
+        server: nn.Module | None = None, progress: Progress | None = None,
     ) -> Weights:  # fmt: skip
         """Minimise a loss over tensors, on mixtures of two features each and the server's answers to these.
 
@@ -69,7 +69,8 @@ class Lesson:
             start: the tensors to begin with.
             loss: of them.
             epochs: passes; the step falls to zero along a cosine.
-            seed: of the batches and of what the loss draws.
+            seed: of the batches, the mixtures, and what the loss draws.
+            mixing: α of the mixtures' shares; 0: features as they are.
             server: a module to be tuned along, in place.
             progress: called as (epochs done, epochs in all, text).
 
@@ -77,11 +78,13 @@ class Lesson:
             The tensors of the epoch with the smallest loss on held-out features, the start included.
 
         Raises:
-            RecipeError: epochs is negative.
+            RecipeError: epochs or mixing is negative.
             ModelError: the loss of the start is no finite number.
         """
         if epochs < 0:
             raise RecipeError(f"epochs={epochs} cannot be; tune for 0 epochs or more")
+        if not 0 <= mixing < math.inf:
+            raise RecipeError(f"mixing={mixing} cannot be; take a finite number above 0, or 0 for features as they are")
         weights = {name: value.detach().to(self.answers.device).clone() for name, value in start.items()}
         held = torch.arange(len(self.z)) % _HELD_OUT == 0
         learnt = torch.nonzero(~held)[:, 0]
@@ -92,7 +95,7 @@ class Lesson:
             best, kept = math.inf, None
             for epoch in range(epochs + 1):
                 if epoch:
-                    self._epoch(weights, loss, learnt, optimizer)
+                    self._epoch(weights, loss, learnt, optimizer, mixing)
                     schedule.step()
                 found = self._held_out(weights, loss, held)
                 if found < best:
@@ -105,10 +108,16 @@ class Lesson:
             server.load_state_dict(kept[1])
         return {name: value.cpu() for name, value in kept[0].items()}
 
-    def _epoch(self, weights: Weights, loss: Loss, rows: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    def _epoch(
+        self, weights: Weights, loss: Loss, rows: Tensor, optimizer: torch.optim.Optimizer, mixing: float
+    ) -> None:  # fmt: skip
+        device = self.answers.device
         for batch in torch.split(rows[torch.randperm(len(rows))], _BATCH):
-            z = _mixed(self.z[batch]).to(self.answers.device)
-            value = loss(weights, z, _logits(self.teacher, z).softmax(1), True)
+            z, answers = self.z[batch].to(device), self.answers[batch.to(device)]
+            if mixing:
+                z = _mixed(z, mixing)
+                answers = _logits(self.teacher, z).softmax(1)
+            value = loss(weights, z, answers, True)
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -128,9 +137,9 @@ def _logits(server: nn.Module, z: Tensor) -> Tensor:
     return logits
 
 
-def _mixed(z: Tensor) -> Tensor:
+def _mixed(z: Tensor, mixing: float) -> Tensor:
     """Each feature moved towards the one before it, by a share of its own (mixup: Zhang et al. 2018)."""
-    share = torch.distributions.Beta(_MIXING, _MIXING).sample((len(z), *[1] * (z.dim() - 1)))
+    share = torch.distributions.Beta(mixing, mixing).sample((len(z), *[1] * (z.dim() - 1)))
     return z + share.to(z) * (z.roll(1, 0) - z)
 
 
