@@ -1,5 +1,5 @@
-"""The README's tables, docs/results.md from the rows of `splitveil reproduce`, and the speeds in docs/edge.md and
-docs/deploying.md, made from benchmarks/results.
+"""The README's tables, docs/results.md from the rows of `splitveil reproduce`, the example's table in
+docs/own-model.md, and the speeds in docs/edge.md and docs/deploying.md, made from benchmarks/results.
 
 python benchmarks/tables.py            # writes them
 python benchmarks/tables.py --check    # says whether they are up to date
@@ -21,8 +21,9 @@ from splitveil.experiments.training import KEPT, Settings
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results: made by benchmarks/tables.py from results/ablation -->", "<!-- end of results -->"
 SPEED, END_OF_SPEED = "<!-- speed: made by benchmarks/tables.py from benchmarks/results -->", "<!-- end of speed -->"
+OWN, END_OF_OWN = "<!-- own model: made by benchmarks/tables.py from results/own-model -->", "<!-- end of own model -->"
 SETTINGS = Settings(precision="bfloat16")  # of the published run
-SHOWN = (*PAPER, "frontier")
+SHOWN = (*PAPER, "frontier", "tuning")
 TITLES = {
     "utkface": "**UTKFace**: target gender, hidden race (5 values)",
     "celeba": "**CelebA**: target smiling, hidden gender",
@@ -36,7 +37,10 @@ def main() -> None:
     check = parser.parse_args().check
     for name in () if check else SHOWN:
         show(name, SETTINGS, ROOT / "results", ROOT / "runs")
-    made_of = {"README.md": readme, "docs/results.md": results, "docs/edge.md": edge, "docs/deploying.md": deploying}
+    made_of = {
+        "README.md": readme, "docs/results.md": results, "docs/own-model.md": own_model, "docs/edge.md": edge,
+        "docs/deploying.md": deploying,
+    }  # fmt: skip
     for path, made in ((ROOT / name, make()) for name, make in made_of.items()):
         if not check:
             path.write_text(made, encoding="utf-8")
@@ -48,12 +52,35 @@ def readme() -> str:
     found, complaints = read_rows(ROOT / "results/ablation/rows", "ablation")
     if complaints:
         sys.exit("\n".join(complaints))
-    return between("README.md", START, END, "\n\n".join(table(list(found.values()), name) for name in DATA))
+    tables = "\n\n".join(table(list(found.values()), name) for name in DATA)
+    return within(own_model("README.md"), START, END, tables)
+
+
+def own_model(name: str = "docs/own-model.md") -> str:
+    """What the example with a residual network measured."""
+    rows = json.loads((ROOT / "results/own-model/report.json").read_text(encoding="utf-8"))
+    lines = [
+        [
+            row["by"].replace("(", "(`").replace(")", "`)"),
+            shown([row]),
+            "" if row["macs"] is None else f"{row['macs']:,}",
+        ]
+        for row in rows
+    ]
+    text = markdown(
+        ["answer by", f"right, % of {rows[0]['n']:,} test images", "multiply-accumulates on the edge after the cut"],
+        lines,
+    )
+    return between(name, OWN, END_OF_OWN, text)
 
 
 def between(name: str, start: str, end: str, text: str) -> str:
     """A page with the text between its two marks."""
-    before, rest = (ROOT / name).read_text(encoding="utf-8").split(start)
+    return within((ROOT / name).read_text(encoding="utf-8"), start, end, text)
+
+
+def within(page: str, start: str, end: str, text: str) -> str:
+    before, rest = page.split(start)
     return f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}"
 
 
@@ -133,7 +160,7 @@ def deploying() -> str:
 
 
 def results() -> str:
-    return summary_page({name: rows_of(name, SETTINGS, ROOT / "results") for name in SHOWN})
+    return summary_page({name: rows_of(name, SETTINGS, ROOT / "results") for name in (*PAPER, "frontier")})
 
 
 def table(rows: list[Row], data: str) -> str:

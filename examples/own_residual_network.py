@@ -4,13 +4,17 @@ An image shows three handwritten digits. The service answers how far the first t
 nobody's business. The answer is no sum of what the two digits tell one by one, so it takes more than a small head.
 
     python examples/own_residual_network.py --out own       # model.pt2, images/, classes.txt; minutes on one core
-    splitveil obfuscate own/model.pt2 --split layer3 --images own/images --m 12 --method server-aware \\
-        --classes own/classes.txt --out own/run
+    splitveil obfuscate own/model.pt2 --split layer2 --images own/images --m 12 --width 0 --classes own/classes.txt \\
+        --out own/run
     python examples/own_residual_network.py --out own --check own/run
+
+What is measured stands in own/report.json too.
 """
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,12 +22,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import splitveil as sv
-from splitveil.cost import multiply_accumulates
+from splitveil.cost import edge_cost
+from splitveil.counting import multiply_accumulates
 from splitveil.runs import Run
+from splitveil.statistics import proportion
 
-CUT, M = "layer3", 12
-CLASSES = 10
+CUT, M = "layer2", 12
+CLASSES, REPORT = 10, "report.json"
 SIZES = {"train": 16_000, "unlabelled": 4_000, "test": 2_000}
+WIDTHS = (0, M, 30, 64)  # of heads on the device; M units cost what an encoder without a hidden layer costs
 EPOCHS, HEAD_EPOCHS, BATCH, RATE = 5, 20, 128, 4e-3
 
 
@@ -114,9 +121,22 @@ def train(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, soft: Tensor |
     return model.eval()
 
 
-def accuracy(logits: Tensor, digits: Tensor) -> str:
-    """Share of right answers."""
-    return f"{float((logits.argmax(1) == apart(digits)).double().mean()):.1%}"
+class Report:
+    """Measured rows: printed, and kept in a file, where a row replaces an earlier one of its name."""
+
+    def __init__(self, file: Path, *, anew: bool = False) -> None:
+        self.file = file
+        self.rows: list[dict[str, Any]] = [] if anew or not file.exists() else json.loads(file.read_text("utf-8"))
+
+    def add(self, by: str, logits: Tensor, digits: Tensor, macs: int | None) -> None:
+        """How often answers are right, with Wilson's 95 % interval, and what they cost the edge after the cut."""
+        right = proportion((logits.argmax(1) == apart(digits)).numpy()).as_row()
+        self.rows = [row for row in self.rows if row["by"] != by] + [
+            {"by": by, **right, "n": len(digits), "macs": macs}
+        ]
+        self.file.write_text(json.dumps(self.rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        share = f"{right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}]"
+        print(f"{by}: {share}" + ("" if macs is None else f", {macs:,} multiply-accumulates after the cut"), flush=True)
 
 
 @torch.no_grad()
@@ -138,15 +158,15 @@ def make(out: Path, epochs: int) -> None:
     z, z_test = in_batches(split.client, x), in_batches(split.client, x_test)
     n = z[0].numel()
     edge, all_of_it = (multiply_accumulates(part, x[:1]) for part in (split.client, model))
-    print(f"the whole network: {accuracy(in_batches(model, x_test), digits_test)}, {all_of_it:,} multiply-accumulates")
-    print(f"up to the input of {CUT}: {edge:,}; an encoder to {M} numbers adds {M * n:,}")
-    for width in (0, M):
+    print(f"{all_of_it:,} multiply-accumulates, of which {edge:,} up to the input of {CUT}")
+    report = Report(out / REPORT, anew=True)
+    report.add("the whole network", in_batches(model, x_test), digits_test, None)
+    for width in WIDTHS:
         inner = [nn.Linear(n, width), nn.ReLU(), nn.Linear(width, CLASSES)] if width else [nn.Linear(n, CLASSES)]
         head = nn.Sequential(nn.BatchNorm2d(z.shape[1]), nn.Flatten(), *inner)
         train(head, z, apart(digits), epochs=HEAD_EPOCHS, soft=soft)
-        adds = multiply_accumulates(head, z[:1])
-        kind = f"head with {width} hidden units" if width else "linear head"
-        print(f"answer on the device by a {kind}: {accuracy(in_batches(head, z_test), digits_test)}, adds {adds:,}")
+        kind = f"a head with {width} hidden units" if width else "a linear head"
+        report.add(f"{kind} on the device", in_batches(head, z_test), digits_test, multiply_accumulates(head, z[:1]))
 
 
 def save(out: Path, model: nn.Module, unlabelled: Tensor) -> None:
@@ -162,13 +182,19 @@ def save(out: Path, model: nn.Module, unlabelled: Tensor) -> None:
     (out / "classes.txt").write_text("".join(f"{count} apart\n" for count in range(CLASSES)), encoding="utf-8")
 
 
-def check(run: Path) -> None:
+def check(out: Path, run: Path) -> None:
     """What a run answers on images that nothing was fitted to, from the bytes that are sent."""
     x, digits = draw_images()["test"]
     opened = Run(run)
     split, veil = opened.split(), opened.obfuscator()
     frames = sv.Client(split, veil).send(x)
-    print(f"{veil.name}, {len(frames[0])} bytes a query: {accuracy(sv.Server(split, veil).answer(frames), digits)}")
+    asked = opened.manifest.obfuscator
+    how = veil.name if asked is None or asked.width is None else f"{veil.name} --width {asked.width}"
+    count = veil.message.distinct
+    sent = f"{veil.message.shape[0]} numbers" if count is None else f"one of {count} messages"
+    print(f"{len(frames[0])} bytes a query")
+    adds = edge_cost(split, veil, x[:1]).encoder_macs
+    Report(out / REPORT).add(f"{sent} to the server ({how})", sv.Server(split, veil).answer(frames), digits, adds)
 
 
 def main() -> None:
@@ -182,7 +208,7 @@ def main() -> None:
         if given.check is None:
             make(given.out, given.epochs)
         else:
-            check(given.check)
+            check(given.out, given.check)
     except sv.SplitveilError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

@@ -383,7 +383,7 @@ def test_the_command_says_what_it_made(
     assert code == 0
     assert found == {
         "run": str(tmp_path / "run"), "model": "exported", "input_shape": [1, 8, 8], "answers": 3, "layer": CUT,
-        "method": "server-aware", "message_shape": [2], "messages": None,
+        "method": "distilled", "message_shape": [2], "messages": None,
         "data": load_unlabelled(photos, (1, 8, 8)).digest,
     }  # fmt: skip
     assert "40/40" in err
@@ -398,6 +398,18 @@ def test_the_command_says_what_it_made(
     assert (code, err.count("\n")) == (0, 1)
     assert CUT in out
     assert Run(tmp_path / "finite").obfuscator().message.distinct in (2, 3)
+    for width in (4, 0):  # of the default method
+        code, _, err = splitveil(
+            "obfuscate", program, "--split", CUT, "--images", photos, "--m", 2, "--width", width, "--out",
+            tmp_path / f"run{width}", "--quiet",
+        )  # fmt: skip
+        assert code == 0, err
+        run = Run(tmp_path / f"run{width}")
+        veil, asked = run.obfuscator(), run.manifest.obfuscator
+        assert asked is not None
+        assert (asked.method, asked.width) == ("distilled", width)
+        assert isinstance(veil, sv.Distilled)
+        assert (0 if veil.layer is None else len(veil.layer.weight)) == width
 
 
 @pytest.mark.parametrize(
@@ -406,7 +418,9 @@ def test_the_command_says_what_it_made(
         (("--method", "codebook", "--m", 2), "codebook takes no --m"),
         (("--method", "codebook"), "codebook needs --messages"),
         (("--method", "server-aware"), "server-aware needs --m"),
-        (("--m", 2, "--messages", 4), "server-aware takes no --messages"),
+        (("--m", 2, "--messages", 4), "distilled takes no --messages"),
+        (("--m", 2, "--method", "top", "--width", 4), "top takes no --width"),
+        (("--m", 2, "--width", 3), "a hidden layer of 3 units cannot carry 2 coefficients"),
         (("--m", 2, "--size", "8"), "--size takes height and width in pixels"),
         (("--m", 2, "--classes", "absent.txt"), "--classes absent.txt cannot be read"),
         (("--m", 2, "--split", "layer9"), "no module 'layer9'"),

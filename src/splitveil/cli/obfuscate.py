@@ -21,6 +21,15 @@ def obfuscate(
     method: Annotated[Fit, typer.Option("--method", help="The obfuscator.")] = "distilled",
     m: Annotated[int | None, typer.Option("--m", min=1, help="Coefficients (every method but codebook).")] = None,
     messages: Messages = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            "--width",
+            min=0,
+            help="Units of the encoder's hidden layer, 0 for none (distilled and codebook); as many as a tenth of the "
+            "client's half costs if not given.",
+        ),
+    ] = None,
     size: Size = None,
     classes: Annotated[
         Path | None,
@@ -34,15 +43,18 @@ def obfuscate(
     quiet: Quiet = False,
 ) -> None:
     """Fit an obfuscator to a trained model and unlabelled images, for 'profile' and 'export'."""
+    from splitveil.obfuscate.fitting import WITH_WIDTH
     from splitveil.runs import Run, obfuscate_run
     from splitveil.train import available
 
     check_method(method, m=m, messages=messages)
+    if width is not None and method not in WITH_WIDTH:
+        raise typer.BadParameter(f"--method {method} takes no --width; it belongs to {', '.join(WITH_WIDTH)}")
     names, shape = _lines(classes), read_size(size)
     with progress_bar(quiet) as progress:
         veil = obfuscate_run(
-            out, model, at=cut, method=method, images=images, m=m, messages=messages, size=shape, classes=names,
-            seed=seed, device=available(device), trust=trust, root=data_root, progress=progress,
+            out, model, at=cut, method=method, images=images, m=m, messages=messages, width=width, size=shape,
+            classes=names, seed=seed, device=available(device), trust=trust, root=data_root, progress=progress,
         )  # fmt: skip
     manifest = Run(out).manifest
     assert manifest.obfuscator is not None

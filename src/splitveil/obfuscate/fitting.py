@@ -21,6 +21,7 @@ from splitveil.split import SplitModel
 Method = Literal["top", "covariance-aware", "server-aware", "distilled", "quantised", "codebook"]
 METHODS: tuple[Method, ...] = get_args(Method)
 FINITE: tuple[Method, ...] = ("quantised", "codebook")
+WITH_WIDTH: tuple[Method, ...] = ("distilled", "codebook")
 
 
 def fit_obfuscator(
@@ -30,6 +31,7 @@ def fit_obfuscator(
     *,
     m: int | None = None,
     messages: int | None = None,
+    width: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Affine | Tables:
@@ -41,20 +43,24 @@ def fit_obfuscator(
         images: a part of a data set, whose labels are not read; images (N, C, H, W) in [0, 1]; or their features.
         m: coefficients; of "quantised" at most so many; "codebook" takes none.
         messages: different messages at most, for "quantised" and "codebook" alone.
+        width: units of the encoder's hidden layer, 0 for none, for "distilled" and "codebook" alone; see
+            `Distilled.fit` for how many there are where not given.
         seed: of what is drawn.
         progress: called as (done, in all, text), where something is tuned.
 
     Raises:
-        RankError: m or messages do not go with the method, or there are not so many directions.
+        RankError: m, messages or width do not go with the method, or there are not so many directions.
         NoLinearLayerError: the method needs a linear layer that reads the feature, and there is none.
         ModelError: the server's answer is not one row of logits.
         ShapeError: there are fewer than two images.
     """
-    _check(method, m, messages)
+    _check(method, m, messages, width)
     features = images if isinstance(images, Features) else Features.of(split, images)
     if m is not None and m > features.size:
         raise RankError(f"m={m} is more than the {features.size} numbers of the feature; choose a smaller m")
     same: dict[str, Any] = {"seed": seed, "progress": progress}
+    if method in WITH_WIDTH:
+        same["width"] = width
     given: Any = {name: value for name, value in (("m", m), ("messages", messages)) if value is not None}
     if method == "top":
         return _top(split, features, **given)
@@ -69,7 +75,7 @@ def fit_obfuscator(
     return Codebook.fit(split, features, **given, **same)
 
 
-def _check(method: Method, m: int | None, messages: int | None) -> None:
+def _check(method: Method, m: int | None, messages: int | None, width: int | None) -> None:
     if method not in METHODS:
         raise RankError(f"there is no method {method!r}; choose {', '.join(METHODS)}")
     for name, value, needed, least in (
@@ -79,6 +85,10 @@ def _check(method: Method, m: int | None, messages: int | None) -> None:
             raise RankError(f"the method {method!r} needs {name}, a whole number of at least {least}")
         if not needed and value is not None:
             raise RankError(f"the method {method!r} takes no {name}; leave it out")
+    if width is not None and method not in WITH_WIDTH:
+        raise RankError(f"the method {method!r} takes no width; leave it out")
+    if width is not None and (not isinstance(width, int) or width < 0):
+        raise RankError(f"width={width!r} cannot be; take a whole number of units, or 0 for no hidden layer")
 
 
 def _top(split: SplitModel, features: Features, m: int) -> Affine:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,6 +35,7 @@ def obfuscate_run(
     images: str | Path | None = None,
     m: int | None = None,
     messages: int | None = None,
+    width: int | None = None,
     size: tuple[int, int] | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
@@ -50,10 +52,11 @@ def obfuscate_run(
         out: the run's folder; it must not hold one yet.
         model: a run's folder, a file of ``torch.export.save``, or ``package.module:function``.
         at: a cut's number, or a module's name.
-        method: see `fit_obfuscator`, as for ``m``, ``messages`` and ``seed``.
+        method: see `fit_obfuscator`, as for ``m``, ``messages``, ``width`` and ``seed``.
         images: a folder of images, at any depth; the training part of the run's own data where not given.
         m: coefficients.
         messages: different messages at most.
+        width: units of the encoder's hidden layer.
         size: height and width of the model's images, where it does not say.
         classes: names of the model's answers; numbers, or those of the run's data, where not given.
         seed: of what is drawn.
@@ -70,7 +73,7 @@ def obfuscate_run(
         ModelError: there is no such model, it does not map images to logits, or the classes are not as many.
         DataError: the images cannot be read.
         SplitError: the model cannot be cut there (`NoLinearLayerError`: the method needs a linear layer).
-        RankError: m or messages do not go with the method, or there are not so many directions.
+        RankError: m, messages or width do not go with the method, or there are not so many directions.
     """
     folder = Path(out)
     check_free(folder)
@@ -78,8 +81,9 @@ def obfuscate_run(
     answers = _answers(named, classes)
     split = SplitModel(named.model.to(device), at=at)
     part, source = _images(named, model, images, root, progress)
-    veil = fit_obfuscator(method, split, part, m=m, messages=messages, seed=seed, progress=progress)
-    fitted = Fitted(cut=split.layer_name, method=method, m=m, messages=messages, seed=seed)
+    asked: dict[str, Any] = {"m": m, "messages": messages, "width": width, "seed": seed}
+    veil = fit_obfuscator(method, split, part, **asked, progress=progress)
+    fitted = Fitted(cut=split.layer_name, method=method, **asked)
     manifest = Manifest(model=named.source, data=source, obfuscator=fitted, classes=answers, versions=versions())
     named.write(folder)
     write_obfuscator(folder / OBFUSCATOR, veil)

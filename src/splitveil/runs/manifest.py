@@ -40,6 +40,7 @@ class Fitted(Strict):
     method: str
     m: int | None
     messages: int | None
+    width: int | None = None
     seed: int
 
 
