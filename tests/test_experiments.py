@@ -662,7 +662,7 @@ def test_experiments_are_listed(splitveil: Callable[..., tuple[Any, ...]]) -> No
     assert code == 0
     assert set(json.loads(shown)["experiments"]) == {
         "fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "baselines", "frontier", "cost", "reconstruction",
-        "ablation", "weights",
+        "ablation", "weights", "tuning",
     }  # fmt: skip
 
 
