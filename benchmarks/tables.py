@@ -58,19 +58,15 @@ def readme() -> str:
 
 def own_model(name: str = "docs/own-model.md") -> str:
     """What the example with a residual network measured."""
-    rows = json.loads((ROOT / "results/own-model/report.json").read_text(encoding="utf-8"))
+    found = json.loads((ROOT / "results/own-model/report.json").read_text(encoding="utf-8"))
     lines = [
-        [
-            row["by"].replace("(", "(`").replace(")", "`)"),
-            shown([row]),
-            "" if row["macs"] is None else f"{row['macs']:,}",
-        ]
-        for row in rows
-    ]
-    text = markdown(
-        ["answer by", f"right, % of {rows[0]['n']:,} test images", "multiply-accumulates on the edge after the cut"],
-        lines,
-    )
+        [by.replace("(", "(`").replace(")", "`)"), shown([one]), f"{one['edge']:,}",
+         "–" if one["after_cut"] is None else f"{one['after_cut']:,}"]
+        for by, one in found.items()
+    ]  # fmt: skip
+    count = next(iter(found.values()))["n"]
+    heads = ["answer by", f"right, % of {count:,} test images", "multiply-accumulates on the edge", "after the cut"]
+    text = markdown(heads, lines)
     return between(name, OWN, END_OF_OWN, text)
 
 

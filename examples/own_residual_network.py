@@ -4,8 +4,7 @@ An image shows three handwritten digits. The service answers how far the first t
 nobody's business. The answer is no sum of what the two digits tell one by one, so it takes more than a small head.
 
     python examples/own_residual_network.py --out own       # model.pt2, images/, classes.txt; minutes on one core
-    splitveil obfuscate own/model.pt2 --split layer2 --images own/images --m 12 --width 0 --classes own/classes.txt \\
-        --out own/run
+    splitveil obfuscate own/model.pt2 --split layer1 --images own/images --m 32 --classes own/classes.txt --out own/run
     python examples/own_residual_network.py --out own --check own/run
 
 What is measured stands in own/report.json too.
@@ -27,10 +26,10 @@ from splitveil.counting import multiply_accumulates
 from splitveil.runs import Run
 from splitveil.statistics import proportion
 
-CUT, M = "layer2", 12
+CUT, M = "layer1", 32
 CLASSES, REPORT = 10, "report.json"
 SIZES = {"train": 16_000, "unlabelled": 4_000, "test": 2_000}
-WIDTHS = (0, M, 30, 64)  # of heads on the device; M units cost what an encoder without a hidden layer costs
+WIDTHS = (0, M, 2 * M, 4 * M)  # of heads on the device; M units cost what an encoder to M numbers costs
 EPOCHS, HEAD_EPOCHS, BATCH, RATE = 5, 20, 128, 4e-3
 
 
@@ -121,22 +120,21 @@ def train(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, soft: Tensor |
     return model.eval()
 
 
-class Report:
-    """Measured rows: printed, and kept in a file, where a row replaces an earlier one of its name."""
+def note(file: Path, by: str, logits: Tensor, digits: Tensor, *, edge: int, after_cut: int | None) -> None:
+    """Print, and keep in a file, how often answers are right, with Wilson's 95 % interval, and what they cost the edge.
 
-    def __init__(self, file: Path, *, anew: bool = False) -> None:
-        self.file = file
-        self.rows: list[dict[str, Any]] = [] if anew or not file.exists() else json.loads(file.read_text("utf-8"))
-
-    def add(self, by: str, logits: Tensor, digits: Tensor, macs: int | None) -> None:
-        """How often answers are right, with Wilson's 95 % interval, and what they cost the edge after the cut."""
-        right = proportion((logits.argmax(1) == apart(digits)).numpy()).as_row()
-        self.rows = [row for row in self.rows if row["by"] != by] + [
-            {"by": by, **right, "n": len(digits), "macs": macs}
-        ]
-        self.file.write_text(json.dumps(self.rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        share = f"{right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}]"
-        print(f"{by}: {share}" + ("" if macs is None else f", {macs:,} multiply-accumulates after the cut"), flush=True)
+    Args:
+        file: JSON, an object for each way to answer.
+        by: the way.
+        logits, digits: (N, 10) and (N, 3).
+        edge: multiply-accumulates on the edge, in all.
+        after_cut: those after the cut.
+    """
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    right = proportion((logits.argmax(1) == apart(digits)).numpy()).as_row()
+    found[by] = {**right, "n": len(digits), "edge": edge, "after_cut": after_cut}
+    file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(f"{by}: {right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}], {edge:,} on the edge", flush=True)
 
 
 @torch.no_grad()
@@ -159,14 +157,17 @@ def make(out: Path, epochs: int) -> None:
     n = z[0].numel()
     edge, all_of_it = (multiply_accumulates(part, x[:1]) for part in (split.client, model))
     print(f"{all_of_it:,} multiply-accumulates, of which {edge:,} up to the input of {CUT}")
-    report = Report(out / REPORT, anew=True)
-    report.add("the whole network", in_batches(model, x_test), digits_test, None)
+    report = out / REPORT
+    report.unlink(missing_ok=True)
+    note(report, "the whole network", in_batches(model, x_test), digits_test, edge=all_of_it, after_cut=None)
     for width in WIDTHS:
         inner = [nn.Linear(n, width), nn.ReLU(), nn.Linear(width, CLASSES)] if width else [nn.Linear(n, CLASSES)]
         head = nn.Sequential(nn.BatchNorm2d(z.shape[1]), nn.Flatten(), *inner)
         train(head, z, apart(digits), epochs=HEAD_EPOCHS, soft=soft)
         kind = f"a head with {width} hidden units" if width else "a linear head"
-        report.add(f"{kind} on the device", in_batches(head, z_test), digits_test, multiply_accumulates(head, z[:1]))
+        adds = multiply_accumulates(head, z[:1])
+        answers = in_batches(head, z_test)
+        note(report, f"{kind} on the device", answers, digits_test, edge=edge + adds, after_cut=adds)
 
 
 def save(out: Path, model: nn.Module, unlabelled: Tensor) -> None:
@@ -193,8 +194,11 @@ def check(out: Path, run: Path) -> None:
     count = veil.message.distinct
     sent = f"{veil.message.shape[0]} numbers" if count is None else f"one of {count} messages"
     print(f"{len(frames[0])} bytes a query")
-    adds = edge_cost(split, veil, x[:1]).encoder_macs
-    Report(out / REPORT).add(f"{sent} to the server ({how})", sv.Server(split, veil).answer(frames), digits, adds)
+    cost, answers = edge_cost(split, veil, x[:1]), sv.Server(split, veil).answer(frames)
+    note(
+        out / REPORT, f"{sent} to the server ({how})", answers, digits,
+        edge=cost.client_macs + cost.encoder_macs, after_cut=cost.encoder_macs,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -209,7 +213,7 @@ def main() -> None:
             make(given.out, given.epochs)
         else:
             check(given.out, given.check)
-    except sv.SplitveilError as error:
+    except (sv.SplitveilError, OSError, json.JSONDecodeError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 

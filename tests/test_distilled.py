@@ -66,7 +66,7 @@ def test_no_epochs_give_the_start_and_its_hidden_layer_computes_the_same(split, 
         veil = Distilled.fit(split, features, m=2, epochs=0, width=width)
         torch.testing.assert_close(veil.encode(z), start.encode(z), rtol=1e-4, atol=1e-5)
         assert (veil.layer is None) == (width == 0)
-    with pytest.raises(RankError, match="3 units cannot carry 2 coefficients; make it 4, or 0"):
+    with pytest.raises(RankError, match="3 units cannot carry 2 coefficients; make it at least 4, or 0"):
         Distilled.fit(split, features, m=2, width=3)
     with pytest.raises(RecipeError, match="epochs=-1 cannot be"):
         Distilled.fit(split, features, m=2, epochs=-1)
@@ -193,6 +193,27 @@ def test_the_bottleneck_takes_what_the_answer_can_do_without(split, features, tu
     torch.testing.assert_close(_surplus(a, log_noise, kept), each[:, [0, 2]].sum(1).mean())
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"mixing": -0.1}, "mixing=-0.1 cannot be; take a number from 0.01 to 100, or 0"),
+        ({"mixing": 1e-6}, "mixing=1e-06 cannot be"),
+        ({"mixing": float("nan")}, "mixing=nan cannot be"),
+        ({"temperature": 0}, "temperature=0 cannot be; take a number from 0.1 to 100"),
+        ({"temperature": float("nan")}, "temperature=nan cannot be"),
+        ({"bottleneck": -1}, "bottleneck=-1 cannot be"),
+        ({"bottleneck": float("nan")}, "bottleneck=nan cannot be"),
+        ({"epochs": -1}, "epochs=-1 cannot be"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(split, features, settings, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        Distilled.fit(split, features, m=1, **settings)
+    if "mixing" in settings:
+        with pytest.raises(RecipeError, match=sentence):
+            sv.Codebook.fit(split, features, messages=2, **settings)
+
+
 def test_prefixes_are_powers_of_two_and_all():
     assert [prefixes(m) for m in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
@@ -244,7 +265,7 @@ def test_what_is_learnt_from_are_mixtures_and_the_answers_to_them():
     lesson.tune({"w": torch.ones(1)}, loss, epochs=1, seed=0, mixing=0.0)
     assert torch.equal(torch.cat(known[True]).count_nonzero(1), torch.ones(270))  # as they are
     halves = (learnt.max(1).values < 0.8).float().mean()
-    assert 0.1 < halves < 0.4  # Beta(0.3, 0.3) has 29 % between 0.2 and 0.8
+    assert 0.2 < halves < 0.38  # Beta(0.3, 0.3) has 29 % between 0.2 and 0.8
 
 
 def test_feature_maps_before_a_residual_connection():

@@ -196,7 +196,7 @@ def test_more_messages_and_tuning_keep_more_of_the_answer():
     wide = Codebook.fit(split, features, messages=4, epochs=0, width=16)
     assert torch.equal(wide.encode(z)[:3], Codebook.fit(split, features, messages=4, epochs=0, width=16).encode(z)[:3])
     assert wide.encoder.layer.weight.shape == (16, 12)
-    with pytest.raises(RankError, match=r"5 units cannot carry \d coefficients; make it"):
+    with pytest.raises(RankError, match=r"5 units cannot carry \d directions that the scores are made of; make it"):
         Codebook.fit(split, features, messages=4, width=5)
 
 
@@ -271,8 +271,14 @@ def test_finite_messages_leave_the_random_state_and_come_out_the_same(method, sp
         ("quantised", {"m": 2, "messages": 1}, "'quantised' needs messages, a whole number of at least 2"),
         ("quantised", {"messages": 8}, "'quantised' needs m"),
         ("quantised", {"m": 2, "messages": 8, "width": 8}, "'quantised' takes no width; leave it out"),
-        ("distilled", {"m": 2, "width": -1}, "width=-1 cannot be; take a whole number of units, or 0"),
-        ("distilled", {"m": 2, "width": 3}, "a hidden layer of 3 units cannot carry 2 coefficients; make it 4, or 0"),
+        ("distilled", {"m": 2, "width": -1}, "width=-1 cannot be; take 0 for no hidden layer, or at most 4096"),
+        ("distilled", {"m": 2, "width": True}, "width=True cannot be"),
+        ("codebook", {"messages": 2, "width": 10**30}, "width=10+ cannot be"),
+        (
+            "distilled",
+            {"m": 2, "width": 3},
+            "a hidden layer of 3 units cannot carry 2 coefficients; make it at least 4, or 0",
+        ),
         ("top", {"m": 9}, "m=9 is more than the 8 components of this layer; choose a smaller m"),
         ("covariance-aware", {"m": 9}, "only 8 directions"),
         ("server-aware", {"m": 9}, "only .* directions"),

@@ -420,6 +420,8 @@ def test_the_command_says_what_it_made(
         (("--method", "server-aware"), "server-aware needs --m"),
         (("--m", 2, "--messages", 4), "distilled takes no --messages"),
         (("--m", 2, "--method", "top", "--width", 4), "top takes no --width"),
+        (("--m", 2, "--width", -1), "greater than or equal to 0"),
+        (("--m", 2, "--width", 10**14), "cannot be; take 0 for no hidden layer, or at most 4096 units"),
         (("--m", 2, "--width", 3), "a hidden layer of 3 units cannot carry 2 coefficients"),
         (("--m", 2, "--size", "8"), "--size takes height and width in pixels"),
         (("--m", 2, "--classes", "absent.txt"), "--classes absent.txt cannot be read"),

@@ -71,8 +71,6 @@ def test_variants_are_told_apart(place: Place, few: sv.Dataset) -> None:
         with torch.no_grad():
             answers.add(tuple(its.answer(veil, veil.encode(z)).flatten().tolist()))
     assert len(answers) == len(tuning._DISTILLED)
-    with pytest.raises(KeyError):
-        computed("with salt", place)
 
 
 def test_a_codebook_is_fitted_for_each_number_of_messages(place: Place) -> None:
@@ -85,7 +83,7 @@ def test_cells_compare_the_defaults_with_each_variant_and_know_their_tuning() ->
     cells = tuning.cells(Settings())
     assert {(one.data, one.cut) for one in cells} == {(name, cut) for name in ("utkface", "qmnist") for cut in (3, 4)}
     assert {one.variant for one in cells} == set(tuning.VARIANTS)
-    assert {one.tuning for one in cells} == {REVISION}
+    assert {one.variant for one in cells if one.tuning != REVISION} == {"server-aware", "active subspaces"}
     assert len({slug(one) for one in cells}) == len(cells)
 
 

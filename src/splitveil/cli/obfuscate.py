@@ -43,13 +43,10 @@ def obfuscate(
     quiet: Quiet = False,
 ) -> None:
     """Fit an obfuscator to a trained model and unlabelled images, for 'profile' and 'export'."""
-    from splitveil.obfuscate.fitting import WITH_WIDTH
     from splitveil.runs import Run, obfuscate_run
     from splitveil.train import available
 
-    check_method(method, m=m, messages=messages)
-    if width is not None and method not in WITH_WIDTH:
-        raise typer.BadParameter(f"--method {method} takes no --width; it belongs to {', '.join(WITH_WIDTH)}")
+    check_method(method, m=m, messages=messages, width=width)
     names, shape = _lines(classes), read_size(size)
     with progress_bar(quiet) as progress:
         veil = obfuscate_run(

@@ -50,7 +50,8 @@ _GOAL = (
     "known; who has none takes the fewest coefficients or messages within the drop). *Reached*: both intervals end "
     "within the goal; else *point estimate only*, or by how many points the estimates miss it. `seeds`: how many have "
     "a setting within the drop on validation. `own drop`: against the undefended model of the same seed. `on device`: "
-    "how much more often the answer is right than a head's on the device at equal edge compute."
+    "how much more often the answer is right than a head's on the device at equal edge compute, of the seeds that "
+    "have heads."
 )
 
 

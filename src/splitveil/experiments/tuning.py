@@ -61,7 +61,7 @@ class TuningCell:
         cut: where the model is cut.
         variant: of `VARIANTS`.
         sizes: coefficients, or messages of a codebook.
-        tuning: revision of the tuning.
+        tuning: revision of the tuning, of variants that are tuned; None of others.
     """
 
     data: str
@@ -71,7 +71,7 @@ class TuningCell:
     cut: int
     variant: str
     sizes: tuple[int, ...]
-    tuning: int
+    tuning: int | None
 
     @property
     def label(self) -> str:
@@ -90,7 +90,8 @@ def cells(settings: Settings) -> list[TuningCell]:
         TuningCell(
             data=name, seed=0 if quick else SEED, epochs=settings.epochs or (2 if quick else EPOCHS),
             precision=settings.precision, cut=cut, variant=variant,
-            sizes=MESSAGES.get(name, MESSAGES["utkface"]) if variant in _CODEBOOK else KEPT, tuning=REVISION,
+            sizes=MESSAGES.get(name, MESSAGES["utkface"]) if variant in _CODEBOOK else KEPT,
+            tuning=None if variant in _LINEAR else REVISION,
         )
         for cut in (CUTS[:1] if quick else CUTS)
         for name in data_names(settings, DATA)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from splitveil.errors import RankError, ShapeError
 from splitveil.obfuscate.aware import ServerAware
 from splitveil.obfuscate.clustering import clusters
-from splitveil.obfuscate.encoder import Encoder, affordable_layer
+from splitveil.obfuscate.encoder import Encoder, affordable_layer, check_width
 from splitveil.obfuscate.features import Features, frozen
 from splitveil.obfuscate.tables import Tables
-from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights
+from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights, check_mixing
 from splitveil.split import SplitModel
 
 DIRECTIONS = 16
@@ -79,21 +79,20 @@ class Codebook(Tables):
             progress: called as (epochs done, epochs in all, text).
 
         Raises:
-            RankError: fewer than two messages are asked for, the width is too small, or no direction matters.
-            RecipeError: the number of epochs or the mixing is negative.
+            RankError: fewer than two messages are asked for, the width cannot be, or no direction matters.
+            RecipeError: the number of epochs is negative, or the mixing out of range.
             ModelError: the server's answer is not one row of logits, or not finite.
         """
         if messages < 2:
             raise RankError(f"messages={messages}: an answer needs at least two different messages")
+        check_mixing(mixing)
         start = start or cls.directions(split, features, seed)
+        if width is not None:
+            check_width(width, start.m, "directions that the scores are made of")
         lesson = Lesson.of(split, features)
         member = clusters(lesson.answers.cpu(), messages, seed)
         count = int(member.max()) + 1
         width, pool = affordable_layer(features, start.m, count) if width is None else (width, 1)
-        if width and width < 2 * start.m:
-            raise RankError(
-                f"a hidden layer of {width} units cannot carry {start.m} coefficients; make it {2 * start.m}, or 0"
-            )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             encoder = _scores(start, width, pool, start.encode(lesson.z), member)

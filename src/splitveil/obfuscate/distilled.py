@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from splitveil.errors import RankError, RecipeError
+from splitveil.errors import RecipeError
 from splitveil.obfuscate.affine import Affine
 from splitveil.obfuscate.aware import ServerAware
-from splitveil.obfuscate.encoder import Encoder, Layer, affordable_layer
+from splitveil.obfuscate.encoder import Encoder, Layer, affordable_layer, check_width
 from splitveil.obfuscate.features import Features, frozen
-from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights, divergence
+from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights, check_mixing, divergence
 from splitveil.split import SplitModel
 
 TEMPERATURE = 2.0
@@ -75,8 +75,8 @@ class Distilled(Affine):
             progress: called as (epochs done, epochs in all, text).
 
         Raises:
-            RankError: fewer than m directions matter to the server, or the width is too small for m.
-            RecipeError: the number of epochs or the mixing is negative, or the temperature is not above 0.
+            RankError: fewer than m directions matter to the server, or the width is too small for m, or too large.
+            RecipeError: the number of epochs is negative, or bottleneck, temperature or mixing is out of range.
             ModelError: the server's answer is not one row of logits, or not finite.
         """
         return _fit(
@@ -107,12 +107,15 @@ def _fit(
     split: SplitModel, features: Features, server: nn.Module, *, tuned_along: bool = False, m: int, epochs: int,
     width: int | None, bottleneck: float, temperature: float, mixing: float, seed: int, progress: Progress | None,
 ) -> Distilled:  # fmt: skip
-    if not 0 < temperature < math.inf:
-        raise RecipeError(f"temperature={temperature} cannot be; take a finite number above 0")
+    if width is not None:
+        check_width(width, m, "coefficients")
+    if not 0.1 <= temperature <= 100:
+        raise RecipeError(f"temperature={temperature} cannot be; take a number from 0.1 to 100")
+    if not 0 <= bottleneck < math.inf:
+        raise RecipeError(f"bottleneck={bottleneck} cannot be; take a finite number above 0, or 0 for none")
+    check_mixing(mixing)
     start = ServerAware.fit(split, features, m=m, seed=seed)
     width, pool = affordable_layer(features, m, m) if width is None else (width, 1)
-    if width and width < 2 * m:
-        raise RankError(f"a hidden layer of {width} units cannot carry {m} coefficients; make it {2 * m}, or 0")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = Encoder.started(start, width, pool)

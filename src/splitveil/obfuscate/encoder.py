@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from splitveil.errors import ShapeError
+from splitveil.errors import RankError, ShapeError
 from splitveil.obfuscate.affine import Affine, check_shapes
 from splitveil.obfuscate.features import Features
 
 SHARE = 0.1
 """Of the client's multiply-accumulates, what an encoder with a hidden layer may cost at most."""
 WIDEST = 128
+_MOST_UNITS = 4096  # that can be asked for
 POOLS = (1, 2, 4, 8)
 """Sides of the squares over which a layer averages maps, where it could not afford to read every position."""
 
@@ -124,6 +125,14 @@ def averages(shape: tuple[int, ...], pool: int) -> int:
     if pool != 1 and (len(shape) != 3 or not 1 < pool <= min(shape[1:])):
         raise ShapeError(f"features {shape} have no squares with a side of {pool} to average over")
     return pooled(torch.zeros(1, *shape, device="meta"), pool).numel()
+
+
+def check_width(width: int, m: int, what: str) -> None:
+    """Raises `RankError` unless a layer of so many units, or none where 0, can carry m of what it is to carry."""
+    if type(width) is not int or not 0 <= width <= _MOST_UNITS:
+        raise RankError(f"width={width!r} cannot be; take 0 for no hidden layer, or at most {_MOST_UNITS} units")
+    if 0 < width < 2 * m:
+        raise RankError(f"a hidden layer of {width} units cannot carry {m} {what}; make it at least {2 * m}, or 0")
 
 
 def affordable_layer(features: Features, m: int, outputs: int) -> tuple[int, int]:

@@ -87,8 +87,6 @@ def _check(method: Method, m: int | None, messages: int | None, width: int | Non
             raise RankError(f"the method {method!r} takes no {name}; leave it out")
     if width is not None and method not in WITH_WIDTH:
         raise RankError(f"the method {method!r} takes no width; leave it out")
-    if width is not None and (not isinstance(width, int) or width < 0):
-        raise RankError(f"width={width!r} cannot be; take a whole number of units, or 0 for no hidden layer")
 
 
 def _top(split: SplitModel, features: Features, m: int) -> Affine:

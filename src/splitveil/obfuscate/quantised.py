@@ -65,7 +65,8 @@ class Quantised(Tables):
             features: of unlabelled images.
             m: coefficients at most; those that are worth no bit are left out.
             messages: different messages at most, M.
-            inner: gives the coefficients, of which the first m count; `Distilled` where not given.
+            inner: gives the coefficients, of which the first m count; `Distilled` where not given, whose other settings
+                can be had by fitting it first.
             epochs: of the tuning, and of the inner one.
             seed: likewise.
             progress: called as (epochs done, epochs in all, text).

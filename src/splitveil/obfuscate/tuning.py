@@ -78,13 +78,12 @@ class Lesson:
             The tensors of the epoch with the smallest loss on held-out features, the start included.
 
         Raises:
-            RecipeError: epochs or mixing is negative.
+            RecipeError: epochs is negative, or mixing out of range.
             ModelError: the loss of the start is no finite number.
         """
         if epochs < 0:
             raise RecipeError(f"epochs={epochs} cannot be; tune for 0 epochs or more")
-        if not 0 <= mixing < math.inf:
-            raise RecipeError(f"mixing={mixing} cannot be; take a finite number above 0, or 0 for features as they are")
+        check_mixing(mixing)
         weights = {name: value.detach().to(self.answers.device).clone() for name, value in start.items()}
         held = torch.arange(len(self.z)) % _HELD_OUT == 0
         learnt = torch.nonzero(~held)[:, 0]
@@ -128,6 +127,12 @@ class Lesson:
         for batch in torch.split(torch.nonzero(held)[:, 0], 512):
             total += len(batch) * float(loss(weights, self.z[batch].to(device), self.answers[batch.to(device)], False))
         return total / int(held.sum())
+
+
+def check_mixing(mixing: float) -> None:
+    """Raises `RecipeError` unless shares can be drawn: α far below 0.01 underflows in torch, and draws halves alone."""
+    if mixing and not 0.01 <= mixing <= 100:
+        raise RecipeError(f"mixing={mixing} cannot be; take a number from 0.01 to 100, or 0 for features as they are")
 
 
 @torch.no_grad()
