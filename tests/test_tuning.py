@@ -21,11 +21,12 @@ QUICK = Settings(quick=True, epochs=40)
 
 @pytest.fixture(scope="module")
 def few() -> sv.Dataset:
-    """300 images 1×16×16: which quarter from above is bright is the target."""
+    """300 images 1×16×16: which quarter from above is bright is the target, named wrongly for every eighth image."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(300, 1, 16, 16, generator=generator) * 0.5, torch.randint(0, 4, (300,), generator=generator)
     for image, quarter in zip(x, y.tolist(), strict=True):
         image[:, 4 * quarter : 4 * quarter + 4] += 0.3
+    y[::8] = (y[::8] + 1) % 4
     return sv.Dataset.from_arrays(x, y)
 
 
@@ -54,6 +55,7 @@ def test_a_cell_holds_agreement_and_accuracy_on_the_validation_part(place: Place
         assert found["size"] == m
         assert found["agreement"] == proportion((answers == whole).numpy()).as_row()
         assert found["val"] == proportion((answers == few.val.y).numpy()).as_row()
+    assert not torch.equal(whole, few.val.y)  # else agreement and accuracy are the same
     assert numbers["undefended"] == proportion((whole == few.val.y).numpy()).as_row()
 
 

@@ -12,7 +12,7 @@ from splitveil.obfuscate.affine import Affine, check_shapes
 from splitveil.obfuscate.features import Features
 
 SHARE = 0.1
-"""Of the client's multiply-accumulates, what an encoder with a hidden layer may cost at most."""
+"""Of the client's multiply-accumulates, what an encoder with a hidden layer costs at most unless told a width."""
 WIDEST = 128
 _MOST_UNITS = 4096  # that can be asked for
 POOLS = (1, 2, 4, 8)
