@@ -16,7 +16,7 @@ from splitveil import measure
 from splitveil.attack import ATTACKS, Guess, View
 from splitveil.baselines import BASELINES
 from splitveil.data import Part
-from splitveil.errors import DistortionError
+from splitveil.errors import DistortionError, ExperimentError
 from splitveil.experiments import grids, lines, ours, pictures, points, reproduction
 from splitveil.experiments.cells import Place, slug
 from splitveil.experiments.grids import (
@@ -305,6 +305,16 @@ def test_what_is_not_possible_is_named(place: Place) -> None:
     numbers = points.compute(at_3, place, lambda *_: None).numbers
     assert [found["setting"] for found in numbers["points"]] == [{"m": 4}]
     assert numbers["left_out"] == [{"setting": {"m": 10_000}, "why": "the layer has 64 components"}]
+
+
+def test_a_baseline_is_named_where_it_is_not_possible(place: Place) -> None:
+    numbers = computed(place, cut=3, defence="pruning", settings=({"m": 65}, {"m": 4}))
+    assert [found["setting"] for found in numbers["points"]] == [{"m": 4}]
+    (left,) = numbers["left_out"]
+    assert left["setting"] == {"m": 65}
+    assert "channels" in left["why"]
+    with pytest.raises(ExperimentError, match="pruning can be fitted at no setting here: m=65"):
+        computed(place, cut=3, defence="pruning", settings=({"m": 65},))
 
 
 def test_subjects_may_send_several_messages(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from splitveil.baselines import BASELINES, Defended, Undefended
 from splitveil.certificate import Certificate
 from splitveil.cost import edge_cost
 from splitveil.data import Dataset, Part, load_data
-from splitveil.errors import DistortionError, ExperimentError
+from splitveil.errors import BaselineError, DistortionError, ExperimentError
 from splitveil.experiments.accuracy import Numbers
 from splitveil.experiments.cells import Place, Report, Result
 from splitveil.experiments.lines import ON_MAPS, kept_lines
@@ -136,12 +136,18 @@ def _fit(
         return fit_ours(cell.defence, cell.settings, split, data, features, **same)
     kind: Any = type(BASELINES[cell.defence][0])
     fitted: Fitted = []
+    left_out: list[Numbers] = []
     for index, setting in enumerate(cell.settings):
         progress(index, len(cell.settings), f"{cell.defence} {setting}")
         recipe = cell.recipe(cell.training, cell.seed)
         undefended = Undefended(split.model, cell.cut, data, recipe, cell.hidden[0], None)
-        fitted.append((setting, kind(**setting).fit(undefended)))
-    return fitted, []
+        try:
+            fitted.append((setting, kind(**setting).fit(undefended)))
+        except BaselineError as error:
+            left_out.append({"setting": setting, "why": str(error)})
+    if not fitted:
+        raise ExperimentError(f"{cell.defence} can be fitted at no setting here: {left_out[0]['why']}")
+    return fitted, left_out
 
 
 def _references(
