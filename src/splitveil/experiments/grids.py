@@ -172,7 +172,7 @@ def frontier(settings: Settings) -> list[PointsCell]:
         *tradeoff(settings), *(_connected(grid, data, cut, 0)[0] for cut in connected[1:] for data in grid.names()),
         *_baselines(settings, ("pruning", "adversarial")),
         *every((*DEFAULTS, "device"), maps),
-        *every(DEFAULTS, connected, SEEDS[1:2]),
+        *every(DEFAULTS, (*connected, *maps), SEEDS[1:2]),
         *every(("server-aware", "quantised", "covariance-aware"), connected),
         *every(("top", "pruning", "pca"), connected[1:]),
         *every(("server-aware", "quantised", "covariance-aware", "top", "pruning", "pca"), maps),
