@@ -7,7 +7,7 @@ from torch import Tensor
 import splitveil as sv
 from splitveil.errors import ModelError, RankError, RecipeError, ShapeError
 from splitveil.obfuscate import Distilled, Features, ServerAware
-from splitveil.obfuscate.distilled import _surplus, prefixes
+from splitveil.obfuscate.distilled import WHOLE, _surplus, prefixes
 from splitveil.obfuscate.encoder import Encoder, Layer, affordable_layer
 from splitveil.obfuscate.tuning import Lesson, divergence
 from test_aware import Net, Residual, images, made, seen
@@ -45,8 +45,9 @@ def everything(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def mean_kl(split: sv.SplitModel, veil: object, z: Tensor, server: torch.nn.Module | None = None) -> float:
-    """Over all prefixes that were trained for."""
-    return sum(kl(split, veil.keep(m), z, server) for m in prefixes(M)) / len(prefixes(M))
+    """Over all prefixes that were trained for, each counted as often as it was."""
+    sizes, shares = prefixes(M, WHOLE)
+    return sum(float(share) * kl(split, veil.keep(int(m)), z, server) for m, share in zip(sizes, shares, strict=True))
 
 
 def test_new_features_are_answered_better_over_the_prefixes(split, features, tuned):
@@ -204,6 +205,9 @@ def test_the_bottleneck_takes_what_the_answer_can_do_without(split, features, tu
         ({"bottleneck": -1}, "bottleneck=-1 cannot be"),
         ({"bottleneck": float("nan")}, "bottleneck=nan cannot be"),
         ({"epochs": -1}, "epochs=-1 cannot be"),
+        ({"whole": 0.0}, "whole=0.0 cannot be"),
+        ({"whole": 1.1}, "whole=1.1 cannot be"),
+        ({"whole": float("nan")}, "whole=nan cannot be"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(split, features, settings, sentence):
@@ -214,8 +218,17 @@ def test_settings_that_cannot_be_are_refused(split, features, settings, sentence
             sv.Codebook.fit(split, features, messages=2, **settings)
 
 
-def test_prefixes_are_powers_of_two_and_all():
-    assert [prefixes(m) for m in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+def test_prefixes_are_powers_of_two_and_all_and_the_whole_counts_most():
+    found = {m: tuple(map(Tensor.tolist, prefixes(m, 0.5))) for m in (1, 2, 6, 8)}
+    sixth = pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+    assert found == {1: ([1], [1]), 2: ([1, 2], [0.5, 0.5]), 6: ([1, 2, 4, 6], sixth), 8: ([1, 2, 4, 8], sixth)}
+
+
+def test_what_no_shorter_prefix_takes_part_in_serves_the_whole_better_and_its_prefixes_worse(split, features, tuned):
+    z = seen(split, images(500, N, seed=7))
+    alone = Distilled.fit(split, features, m=M, epochs=6, width=0, bottleneck=0.0, whole=1.0)
+    assert kl(split, alone, z) < 0.97 * kl(split, tuned, z)
+    assert kl(split, tuned.keep(1), z) < 0.97 * kl(split, alone.keep(1), z)
 
 
 def test_the_divergence_is_that_of_distributions():

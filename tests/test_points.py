@@ -34,7 +34,6 @@ from splitveil.experiments.points import PointsCell
 from splitveil.experiments.training import Settings
 from splitveil.measure.scores import unpack
 from splitveil.obfuscate import fit_obfuscator
-from splitveil.obfuscate.tuning import REVISION
 from splitveil.runs import Run
 from splitveil.train import accuracy
 
@@ -142,10 +141,10 @@ def test_there_are_at_least_as_many_messages_as_answers() -> None:
 
 def test_rows_of_another_tuning_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {repr(cell): cell for cell in frontier(REAL)}
-    assert {cell.defence for cell in before.values() if cell.tuning == REVISION} == set(TUNED)
-    monkeypatch.setattr(grids, "REVISION", REVISION + 1)
+    assert {cell.defence: cell.tuning for cell in before.values() if cell.tuning is not None} == TUNED
+    monkeypatch.setitem(TUNED, "codebook", TUNED["codebook"] + 1)
     changed = [cell for cell in frontier(REAL) if repr(cell) not in before]
-    assert {cell.defence for cell in changed} == set(TUNED)
+    assert {cell.defence for cell in changed} == {"codebook"}
     assert not set(slugs(changed)) & set(slugs(list(before.values())))
 
 

@@ -9,9 +9,9 @@ import torch
 import splitveil as sv
 from splitveil.experiments import tuning
 from splitveil.experiments.cells import Place, Row, slug
+from splitveil.experiments.ours import TUNED
 from splitveil.experiments.training import Settings
 from splitveil.experiments.tuning import TuningCell
-from splitveil.obfuscate.tuning import REVISION
 from splitveil.runs import Run
 from splitveil.statistics import proportion
 from splitveil.train import predict
@@ -85,7 +85,11 @@ def test_cells_compare_the_defaults_with_each_variant_and_know_their_tuning() ->
     cells = tuning.cells(Settings())
     assert {(one.data, one.cut) for one in cells} == {(name, cut) for name in ("utkface", "qmnist") for cut in (3, 4)}
     assert {one.variant for one in cells} == set(tuning.VARIANTS)
-    assert {one.variant for one in cells if one.tuning != REVISION} == {"server-aware", "active subspaces"}
+    expected = {"server-aware": None, "active subspaces": None, "codebook": TUNED["codebook"]}
+    expected["codebook without mixing"] = TUNED["codebook"]
+    assert {one.variant: expected.get(one.variant, TUNED["distilled"]) for one in cells} == {
+        one.variant: one.tuning for one in cells
+    }
     assert len({slug(one) for one in cells}) == len(cells)
 
 

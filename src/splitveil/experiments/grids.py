@@ -12,7 +12,6 @@ from splitveil.experiments.ours import TUNED
 from splitveil.experiments.points import PointsCell, only, settings_of
 from splitveil.experiments.training import HIDDEN, KEPT, Settings, data_names
 from splitveil.obfuscate import FINITE
-from splitveil.obfuscate.tuning import REVISION
 
 DATA = ("utkface", "celeba", "qmnist", "pins")
 SEEDS = (0, 1, 2)
@@ -67,7 +66,7 @@ class _Grid:
             data=data, training="plain", seed=0, epochs=self.settings.epochs or (2 if self.quick else EPOCHS),
             precision=self.settings.precision, cut=CUT, operator="dense", defence=defence, settings=tuple(settings),
             drop=None, plain_seeds=(), hidden=(HIDDEN[data],), attacks=attacks,
-            tuning=REVISION if defence in TUNED else None,
+            tuning=TUNED.get(defence),
         )  # fmt: skip
         return replace(cell, **more)
 

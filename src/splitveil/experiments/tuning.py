@@ -15,11 +15,11 @@ from splitveil.data import Progress, load_data
 from splitveil.experiments.cells import Place, Report, Result, Row
 from splitveil.experiments.comparisons import in_percent, shown
 from splitveil.experiments.drawing import COLOURS, MARKERS, bars, legend
+from splitveil.experiments.ours import TUNED
 from splitveil.experiments.tables import Estimate, markdown, percent
 from splitveil.experiments.training import Settings, data_names, trained, within
 from splitveil.message import Obfuscator
 from splitveil.obfuscate import Codebook, Distilled, Features, ServerAware
-from splitveil.obfuscate.tuning import REVISION
 from splitveil.split import SplitModel
 from splitveil.statistics import proportion
 from splitveil.train import Recipe, predict
@@ -37,6 +37,8 @@ _DISTILLED: Mapping[str, Callable[..., Any]] = {
     "bottleneck 0.1": partial(Distilled.fit, bottleneck=0.1),
     "temperature 1": partial(Distilled.fit, temperature=1.0),
     "temperature 4": partial(Distilled.fit, temperature=4.0),
+    "all prefixes evenly": partial(Distilled.fit, whole=0.2),
+    "no shorter prefixes": partial(Distilled.fit, whole=1.0),
     "without a hidden layer": partial(Distilled.fit, width=0),
     "server tuned along": Distilled.fit_with_server,
     "server-aware": ServerAware.fit,
@@ -91,7 +93,7 @@ def cells(settings: Settings) -> list[TuningCell]:
             data=name, seed=0 if quick else SEED, epochs=settings.epochs or (2 if quick else EPOCHS),
             precision=settings.precision, cut=cut, variant=variant,
             sizes=MESSAGES.get(name, MESSAGES["utkface"]) if variant in _CODEBOOK else KEPT,
-            tuning=None if variant in _LINEAR else REVISION,
+            tuning=None if variant in _LINEAR else TUNED["codebook" if variant in _CODEBOOK else "distilled"],
         )
         for cut in (CUTS[:1] if quick else CUTS)
         for name in data_names(settings, DATA)

@@ -20,15 +20,18 @@ TEMPERATURE = 2.0
 on, little is left to learn from its answers as they are. `splitveil reproduce tuning` compares."""
 BOTTLENECK = 0.01
 """Weight of the bottleneck: without it coefficients may follow the training features too closely."""
+WHOLE = 0.5
+"""Of the samples, the share that keeps all coefficients: what was asked for counts as much as all shorter prefixes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Distilled(Affine):
     """`ServerAware` tuned so that the server's answers from decoded features stay those on the features themselves.
 
-    KL(answer ‖ answer from the message), both softened, is minimised over unlabelled features. Each sample keeps a
-    random prefix of its coefficients (nested dropout: Rippel, Gelbart and Adams 2014), so that one training serves
-    every m. Fit it with `Distilled.fit`, or with `Distilled.fit_with_server` where the server's half may change too.
+    KL(answer ‖ answer from the message), both softened, is minimised over unlabelled features. Half of the samples keep
+    all coefficients, each other one a random prefix (nested dropout: Rippel, Gelbart and Adams 2014), so that one
+    training serves every m. Fit it with `Distilled.fit`, or with `Distilled.fit_with_server` where the server's half
+    may change too.
 
     Attributes:
         layer: of h units before the encoder, which is then (m, h); None: the encoder is affine.
@@ -53,8 +56,8 @@ class Distilled(Affine):
     @classmethod
     def fit(
         cls, split: SplitModel, features: Features, *, m: int, epochs: int = EPOCHS, width: int | None = None,
-        bottleneck: float = BOTTLENECK, temperature: float = TEMPERATURE, mixing: float = MIXING, seed: int = 0,
-        progress: Progress | None = None,
+        bottleneck: float = BOTTLENECK, temperature: float = TEMPERATURE, mixing: float = MIXING, whole: float = WHOLE,
+        seed: int = 0, progress: Progress | None = None,
     ) -> "Distilled":  # fmt: skip
         """Tune encoder and decoder for the server as it is.
 
@@ -71,24 +74,25 @@ class Distilled(Affine):
             temperature: T that logits are divided by where answers are compared.
             mixing: α of the shares Beta(α, α) by which features are mixed with others, the server answering the
                 mixtures; 0: features as they are.
+            whole: share of the samples that keep all coefficients while tuning; 1 where no fewer will be sent.
             seed: of the batches, mixtures, prefixes and first weights.
             progress: called as (epochs done, epochs in all, text).
 
         Raises:
             RankError: fewer than m directions matter to the server, or the width is too small for m, or too large.
-            RecipeError: the number of epochs is negative, or bottleneck, temperature or mixing is out of range.
+            RecipeError: the number of epochs is negative, or bottleneck, temperature, mixing or whole is out of range.
             ModelError: the server's answer is not one row of logits, or not finite.
         """
         return _fit(
             split, features, frozen(split.server), m=m, epochs=epochs, width=width, bottleneck=bottleneck,
-            temperature=temperature, mixing=mixing, seed=seed, progress=progress,
+            temperature=temperature, mixing=mixing, whole=whole, seed=seed, progress=progress,
         )  # fmt: skip
 
     @classmethod
     def fit_with_server(
         cls, split: SplitModel, features: Features, *, m: int, epochs: int = EPOCHS, width: int | None = None,
-        bottleneck: float = BOTTLENECK, temperature: float = TEMPERATURE, mixing: float = MIXING, seed: int = 0,
-        progress: Progress | None = None,
+        bottleneck: float = BOTTLENECK, temperature: float = TEMPERATURE, mixing: float = MIXING, whole: float = WHOLE,
+        seed: int = 0, progress: Progress | None = None,
     ) -> "tuple[SplitModel, Distilled]":  # fmt: skip
         """`fit`, with a copy of the server's half tuned along; gives the split model of that copy, and the obfuscator.
 
@@ -97,7 +101,7 @@ class Distilled(Affine):
         copy = SplitModel(deepcopy(split.model).requires_grad_(), split.at)
         veil = _fit(
             split, features, copy.server, tuned_along=True, m=m, epochs=epochs, width=width, bottleneck=bottleneck,
-            temperature=temperature, mixing=mixing, seed=seed, progress=progress,
+            temperature=temperature, mixing=mixing, whole=whole, seed=seed, progress=progress,
         )  # fmt: skip
         copy.model.zero_grad()
         return copy, veil
@@ -105,7 +109,8 @@ class Distilled(Affine):
 
 def _fit(
     split: SplitModel, features: Features, server: nn.Module, *, tuned_along: bool = False, m: int, epochs: int,
-    width: int | None, bottleneck: float, temperature: float, mixing: float, seed: int, progress: Progress | None,
+    width: int | None, bottleneck: float, temperature: float, mixing: float, whole: float, seed: int,
+    progress: Progress | None,
 ) -> Distilled:  # fmt: skip
     if width is not None:
         check_width(width, m, "coefficients")
@@ -114,6 +119,8 @@ def _fit(
     if not 0 <= bottleneck < math.inf:
         raise RecipeError(f"bottleneck={bottleneck} cannot be; take a finite number above 0, or 0 for none")
     check_mixing(mixing)
+    if not 0 < whole <= 1:
+        raise RecipeError(f"whole={whole} cannot be; take a share of the samples above 0, at most 1")
     start = ServerAware.fit(split, features, m=m, seed=seed)
     width, pool = affordable_layer(features, m, m) if width is None else (width, 1)
     with torch.random.fork_rng():
@@ -123,7 +130,7 @@ def _fit(
     if bottleneck:
         weights["log_noise"] = torch.full((m,), -2.0)  # little at first
     tuned = Lesson.of(split, features).tune(
-        weights, _Objective(server, encoder, bottleneck, temperature), epochs=epochs, seed=seed, mixing=mixing,
+        weights, _Objective(server, encoder, bottleneck, temperature, whole), epochs=epochs, seed=seed, mixing=mixing,
         server=server if tuned_along else None, progress=progress,
     )  # fmt: skip
     encoder = encoder.with_weights(tuned)
@@ -137,23 +144,24 @@ def _fit(
 class _Objective:
     """KL between the server's answers to features and to what messages decode to, over prefixes of them.
 
-    While training every sample keeps a prefix of its own; on held-out features the mean over all prefixes counts.
+    While training every sample keeps a prefix of its own; on held-out features the mean that is expected of it counts.
     """
 
     server: nn.Module
     encoder: Encoder
     bottleneck: float
     temperature: float
+    whole: float
 
     def __call__(self, weights: Weights, z: Tensor, answers: Tensor, training: bool) -> Tensor:
         a = self.encoder.with_weights(weights)(z)
-        m = a.shape[1]
-        sizes, order = torch.tensor(prefixes(m)), torch.arange(m)
+        sizes, shares = prefixes(a.shape[1], self.whole)
+        order = torch.arange(a.shape[1])
         if not training:
             losses = [self._loss(weights, a, (order < size).expand_as(a).to(a), z, answers, False) for size in sizes]
-            return torch.stack(losses).mean()
-        drawn = sizes[torch.randint(len(sizes), (len(z), 1))]
-        return self._loss(weights, a, (order < drawn).to(a), z, answers, True)
+            return torch.stack(losses) @ shares.to(a)
+        drawn = sizes[torch.multinomial(shares, len(z), replacement=True)]
+        return self._loss(weights, a, (order < drawn[:, None]).to(a), z, answers, True)
 
     def _loss(self, weights: Weights, a: Tensor, kept: Tensor, z: Tensor, answers: Tensor, training: bool) -> Tensor:
         penalty = a.new_zeros(())
@@ -165,9 +173,11 @@ class _Objective:
         return divergence(answers, self.server(decoded.reshape(z.shape)), self.temperature) + penalty
 
 
-def prefixes(m: int) -> list[int]:
-    """Powers of two up to m, and m."""
-    return sorted({m, *(2**power for power in range(m.bit_length()) if 2**power <= m)})
+def prefixes(m: int, whole: float) -> tuple[Tensor, Tensor]:
+    """Powers of two below m, and m; and the share of the samples that keeps each, of which ``whole`` keeps all m."""
+    shorter = [2**power for power in range((m - 1).bit_length())]
+    each = (1 - whole) / max(len(shorter), 1)
+    return torch.tensor([*shorter, m]), torch.tensor([*[each] * len(shorter), whole if shorter else 1.0])
 
 
 def _surplus(a: Tensor, log_noise: Tensor, kept: Tensor) -> Tensor:

@@ -16,8 +16,6 @@ Weights = dict[str, Tensor]
 Loss = Callable[[Weights, Tensor, Tensor, bool], Tensor]
 """Mean loss of features (B, *shape) whose answers are p (B, classes); True while training."""
 
-REVISION = 2
-"""To be raised when the tuning changes what comes out of it: results of another revision do not compare."""
 EPOCHS = 20
 MOST_NUMBERS = 2**29
 """Numbers of features that are kept in memory at most (2 GiB); of more images some are taken, evenly spread."""
