@@ -218,6 +218,31 @@ def test_settings_that_cannot_be_are_refused(split, features, settings, sentence
             sv.Codebook.fit(split, features, messages=2, **settings)
 
 
+@pytest.mark.parametrize("kind", [sv.CovarianceAware, ServerAware, Distilled])
+@pytest.mark.parametrize("m", [0, -1])
+def test_less_than_one_coefficient_is_refused(split, features, kind, m):
+    with pytest.raises(RankError, match=f"m={m} coefficients cannot be; take at least 1"):
+        kind.fit(split, features, m=m)
+
+
+@pytest.mark.parametrize("made_with", [torch.enable_grad, torch.inference_mode, torch.no_grad])
+def test_features_at_hand_may_have_a_graph_and_the_caller_any_mode(split, made_with):
+    x = images(1000, N)
+    with made_with():
+        z = split.client(x)
+        assert z.requires_grad == (made_with is torch.enable_grad)
+    at_hand = Features.known(z)
+    with torch.no_grad():
+        veils = [
+            ServerAware.fit(split, at_hand, m=2),
+            Distilled.fit(split, at_hand, m=2, epochs=3),
+            sv.Codebook.fit(split, at_hand, messages=3, epochs=2),
+        ]
+    assert all(p.grad is None for p in split.model.parameters())
+    assert not any(value.requires_grad for veil in veils for value in vars(veil).values() if isinstance(value, Tensor))
+    assert not torch.equal(veils[1].decoder, Distilled.fit(split, at_hand, m=2, epochs=0).decoder)  # it was tuned
+
+
 def test_prefixes_are_powers_of_two_and_all_and_the_whole_counts_most():
     found = {m: tuple(map(Tensor.tolist, prefixes(m, 0.5))) for m in (1, 2, 6, 8)}
     sixth = pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])

@@ -374,7 +374,7 @@ def test_the_command_says_what_it_made(
     photos: Path,
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "names.txt").write_text("cat\n dog\n\nowl\n", encoding="utf-8")
+    (tmp_path / "names.txt").write_text("cat\n dog\n\nowl\n", encoding="utf-8-sig")  # as some editors write it
     code, out, err = splitveil(
         "obfuscate", program, "--split", CUT, "--images", photos, "--m", 2, "--out", tmp_path / "run", "--seed", 7,
         "--classes", tmp_path / "names.txt", "--json",

@@ -76,7 +76,7 @@ def _lines(file: Path | None) -> list[str] | None:
     if file is None:
         return None
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"--classes {file} cannot be read ({error})") from error
     return [line.strip() for line in lines if line.strip()]

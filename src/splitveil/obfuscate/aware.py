@@ -98,6 +98,8 @@ def _enough(fitted: A, m: int) -> A:
 
 
 def _fitted(features: Features, metric: Product, m: int, *, isotropic: bool = False) -> dict[str, Any]:
+    if m < 1:
+        raise RankError(f"m={m} coefficients cannot be; take at least 1")
     mean = check_finite(mean_of((z.flatten(1) for z in features.batches()), features.size), "features")
     encoder, decoder, energy = nested_directions(
         _same if isotropic else _covariance(features, mean), metric, features.size, m

@@ -65,6 +65,8 @@ class Features:
     def known(cls, z: Tensor, *, client_macs: int = 0) -> "Features":
         """Features (N, *shape) that lie in memory; raises `ShapeError` where there are fewer than two."""
         _several(len(z))
+        z = z.detach()  # their graph leads into the caller's model, which gets no gradient
+        z = z.clone() if z.is_inference() else z
         return cls(lambda: iter(torch.split(z, _BATCH)), len(z), tuple(z.shape[1:]), client_macs)
 
     @property

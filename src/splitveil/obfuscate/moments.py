@@ -12,6 +12,7 @@ LARGEST_MATRIX = 4608
 """Up to so many dimensions a moment is an n×n matrix that every row is added to."""
 MOST_ROWS = 4096
 """Beyond it is a table of so many rows, and products go through the table."""
+_BLOCK = 256  # rows of the table that a product takes at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,10 @@ class Moment:
             found = self.matrix @ vectors
         else:
             assert self.rows is not None
-            found = (self.rows.mT @ (self.rows @ vectors.float())).double()
+            found = torch.zeros_like(vectors)
+            for rows in torch.split(self.rows, _BLOCK):  # in float64 for the same reason, but never all rows at once
+                exact = rows.double()
+                found.addmm_(exact.mT, exact @ vectors)
         return self.weight * found + self.ridge * vectors
 
     @property

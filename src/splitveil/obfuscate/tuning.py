@@ -105,6 +105,7 @@ class Lesson:
             server.load_state_dict(kept[1])
         return {name: value.cpu() for name, value in kept[0].items()}
 
+    @torch.enable_grad()
     def _epoch(
         self, weights: Weights, loss: Loss, rows: Tensor, optimizer: torch.optim.Optimizer, mixing: float
     ) -> None:  # fmt: skip
