@@ -2,6 +2,9 @@
 
 import errno
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -522,10 +525,22 @@ def test_a_device_that_is_not_there_is_named(data: sv.Dataset, device: str) -> N
         sv.fit(network(), data, SHORT, device=device)
 
 
+@pytest.mark.parametrize("allowed", ["AVX512", "AVX2"])
 @pytest.mark.parametrize("facts", [{}, {"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_f": True}])
-def test_bfloat16_is_for_processors_made_for_it(monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool]) -> None:
+def test_bfloat16_is_for_processors_made_for_it(
+    monkeypatch: pytest.MonkeyPatch, facts: dict[str, bool], allowed: str
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts, raising=False)
-    assert fastest_precision("cpu") == ("bfloat16" if any("bf16" in name for name in facts) else "float32")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: allowed)
+    native = allowed == "AVX512" and any("bf16" in name for name in facts)
+    assert fastest_precision("cpu") == ("bfloat16" if native else "float32")
+
+
+def test_a_newer_processor_can_be_told_to_train_as_one_with_avx2() -> None:
+    asks = "from splitveil.train import fastest_precision as f; import torch; print(torch.zeros(1).item(), f('cpu'))"
+    told = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", asks], env=told, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0.0", "float32"]
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 3), nn.Conv2d(2, 3, 3, padding=1)], ids=["linear", "convolution"])

@@ -25,7 +25,7 @@ def available(device: str | torch.device) -> torch.device:
 
 
 def fastest_precision(device: str | torch.device) -> Precision:
-    """ "bfloat16" where the device has instructions for it, else "float32"; see `Recipe.precision`.
+    """ "bfloat16" where the device has instructions for it that torch may use, else "float32"; see `Recipe.precision`.
 
     Raises:
         TrainingError: there is no such device.
@@ -36,8 +36,13 @@ def fastest_precision(device: str | torch.device) -> Precision:
     else:
         # Older versions of torch cannot say.
         facts: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
-        native = bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+        native = bool(facts.get("avx512_bf16") or facts.get("amx_bf16")) and _allowed()
     return "bfloat16" if native else "float32"
+
+
+def _allowed() -> bool:
+    """Whether torch uses such instructions: ATEN_CPU_CAPABILITY may forbid it all that came after AVX2."""
+    return torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 @contextmanager
