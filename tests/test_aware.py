@@ -293,6 +293,14 @@ def test_features_of_too_few_or_of_unscaled_images_are_refused():
         Features.known(torch.zeros(1, 3))
     with pytest.raises(ShapeError, match=r"floats in \[0, 1\], not torch.uint8; divide pixels by 255"):
         Features.of(split, torch.zeros(9, 1, 6, 6, dtype=torch.uint8))
+    with pytest.raises(ShapeError, match="all are whole numbers; divide pixels by 255"):
+        Features.of(split, (255 * images(9, 1, 6, 6)).round())
+    scaled = 3 * images(9, 1, 6, 6) - 1  # a model of one's own may want another range than [0, 1]
+    assert Features.of(split, scaled).count == 9
+    with pytest.raises(ShapeError, match=r"must be a tensor, not ndarray; see torch.as_tensor"):
+        Features.of(split, images(9, 1, 6, 6).numpy())
+    with pytest.raises(ShapeError, match=r"cannot take images of shape \(3, 6, 6\)"):
+        Features.of(split, images(9, 3, 6, 6))
 
 
 def test_a_cut_without_a_linear_layer_and_with_work_in_place_leaves_everything_as_it_was():

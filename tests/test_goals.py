@@ -67,6 +67,13 @@ def test_where_no_setting_is_within_the_drop_the_most_accurate_one_tells_how_far
     assert found.drop == pytest.approx(0.01)
 
 
+def test_of_settings_alike_on_validation_the_one_that_sends_least_counts() -> None:
+    found = one(finite((64, 0.105, 0.55), (10, 0.105, 0.55), (2, 0.3, 0.6)), name="codebook")
+    assert found.points[0].setting == {"messages": 10}
+    missed = one(ours((8, 0.12, 0.5), (4, 0.12, 0.5), (2, 0.3, 0.6), plain=0.1))
+    assert (missed.within, missed.points[0].setting) == (0, {"m": 4})
+
+
 def test_the_drop_is_against_the_best_model_and_the_own_drop_against_the_seeds_own() -> None:
     found = one(ours((8, 0.12, 0.5), plain=0.12), ours((8, 0.1, 0.5), seed=1, plain=0.1))
     assert found.drop == pytest.approx(0.01)

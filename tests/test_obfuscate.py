@@ -173,6 +173,8 @@ def test_truncated_factors_still_meet_the_bound_or_say_that_they_cannot(operator
         sv.DistortionBounded(f, epsilon=1e-3, relative=True),
         sv.DistortionBounded(f, epsilon=0.995, relative=True),
     )
+    with pytest.raises(DistortionError, match=r"distortion of up to 0\.\d+, above .* larger rank"):
+        tight.encode(torch.cat([torch.zeros_like(z[:1]), z]))  # of nothing, nothing can be a share
     with pytest.raises(DistortionError, match="larger rank"):
         tight.encode(z)
     whole = f.apply(z)

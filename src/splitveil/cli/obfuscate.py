@@ -66,7 +66,10 @@ def obfuscate(
     facts["messages"] = veil.message.distinct or "real numbers"
     print_table(f"obfuscated {model}", ["fact", "value"], [[key.replace("_", " "), facts[key]] for key in facts])
     if messages is not None and veil.message.distinct is not None and veil.message.distinct < messages:
-        note(f"{veil.message.distinct} messages came of it: no more than that differ on these images")
+        why = (
+            "they are a product of the numbers of values" if method == "quantised" else "no more differ on these images"
+        )
+        note(f"{veil.message.distinct} messages came of it, not {messages}: {why}")
     quoted = shlex.quote(str(out))
     note(f"what it costs and keeps: splitveil profile {quoted}; both halves: splitveil export {quoted} --out bundle")
 

@@ -39,6 +39,8 @@ _STYLES = {
     "bottleneck": ("#1b7c83", "d"), "blur": ("#7d8590", "d"), "leace": ("#4d2d00", "8"),
 }  # fmt: skip
 """Colour and marker of each defence, the same in both plots."""
+_NEW = (GREY, ".")
+"""Of a defence that has no style yet."""
 _LEFT, _RIGHT = -12.0, 70.0  # points of excess
 _TICKS = (-10, -5, -2, 0, 2, 5, 10, 20, 50)
 _BELOW, _ABOVE = 1.5, 8.0  # points of target error about the undefended model's
@@ -46,8 +48,9 @@ _GOAL = (
     f"The goal: on test at most {percent(DROP)} point of target accuracy less than the best plainly trained, "
     f"undefended model, and an attack at most {percent(EXCESS)} point over its reference: over the attack on the "
     "logits, for at most 16 coefficients; over the attack on the label alone, for finite messages. Each seed's setting "
-    "is chosen on validation: within the drop, the one with the weakest attack (which takes images whose secret is "
-    "known; who has none takes the fewest coefficients or messages within the drop). *Reached*: both intervals end "
+    "is chosen on validation: within the drop, the one with the weakest attack, of equals the one that sends least "
+    "(attacks take images whose secret is known; who has none takes the fewest coefficients or messages within the "
+    "drop). *Reached*: both intervals end "
     "within the goal; else *point estimate only*, or by how many points the estimates miss it. `seeds`: how many have "
     "a setting within the drop on validation. `own drop`: against the undefended model of the same seed. `on device`: "
     "how much more often the answer is right than a head's on the device at equal edge compute, of the seeds that "
@@ -99,9 +102,10 @@ def _panel(axes: Axes, rows: Sequence[Row], data: str, hidden: str, cut: int) ->
             _on_device(device), color=_STYLES["device"][0], linestyle="--", linewidth=0.9, zorder=1,
             label="answer on device, best head",
         )  # fmt: skip
-    for name in sorted(found, key=list(_STYLES).index):
+    known = list(_STYLES)
+    for name in sorted(found, key=lambda name: known.index(name) if name in _STYLES else len(known)):
         its = [(_excess(one, "logits"), _error(one)) for one in grouped(found[name])]  # as their settings come
-        colour, marker = _STYLES[name]
+        colour, marker = _STYLES.get(name, _NEW)
         own = name in _OWN
         curve(
             axes, [100 * x for x, _ in its], [_scaled(y) for _, y in its], colour, marker, _NAMES.get(name, name),

@@ -137,8 +137,11 @@ def undefended(rows: Sequence[Row], data: str) -> tuple[float, Bits]:
 
 
 def choose(points: Sequence[Point], best: float, drop: float) -> Point | None:
-    """Of the settings whose validation drop is at most ``drop``, the one whose strongest attack is weakest."""
-    good = [one for one in points if best - one.target_validation <= drop + 1e-12]
+    """Of the settings whose validation drop is at most ``drop``, the one whose strongest attack is weakest.
+
+    Settings come from the weakest to the strongest privacy; of equals the last one counts, which sends least.
+    """
+    good = [one for one in reversed(points) if best - one.target_validation <= drop + 1e-12]
     return min(good, key=lambda one: one.attack_validation, default=None)
 
 

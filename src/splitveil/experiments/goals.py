@@ -32,7 +32,7 @@ class Reach:
         finite: whether its messages are of a finite number; their attack is then held to the label line, that of real
             numbers to the logits line.
         points: the setting of each seed, chosen on validation: of those within the drop the one whose attack is
-            weakest, or the most accurate one where there is none.
+            weakest, or the most accurate one where there is none; of equals the one that sends least.
         within: how many seeds have a setting within the drop on validation.
         drop: on test, against the best on validation of the plainly trained models.
         own: on test, against the undefended model of the same seed.
@@ -119,7 +119,7 @@ def _reach(
     if not seeds:
         return None
     within = {seed: choose(points, best, DROP) for seed, points in seeds.items()}
-    taken = {seed: within[seed] or max(points, key=_accuracy) for seed, points in seeds.items()}
+    taken = {seed: within[seed] or max(reversed(points), key=_accuracy) for seed, points in seeds.items()}
     finite = messages_of(next(iter(taken.values()))) is not None
     line = "label" if finite else "logits"
     return Reach(

@@ -20,7 +20,8 @@ class Affine:
         mean: (n,), of the features.
         decoder: (m, n).
         offset: (n,), the feature that no coefficient decodes to; the mean where nothing was tuned.
-        energy: (m,), what leaving a direction out adds to the expected loss, in the fit's own units.
+        energy: (m,), what leaving a direction out adds to the expected loss, in the fit's own units; where the maps
+            were tuned since, that of the directions they began with.
         feature_shape: shape of one feature, n numbers.
         name: of the method.
 

@@ -41,10 +41,11 @@ class Features:
             images: a part of a data set, whose labels are not read; or images (N, C, H, W) in [0, 1].
 
         Raises:
-            ShapeError: there are fewer than two images, or they are whole numbers, such as pixels of 0 to 255.
+            ShapeError: there are fewer than two images, they are no tensor, or whole numbers, such as pixels of 0 to
+                255, or the client's half cannot take them.
         """
-        if isinstance(images, Tensor) and not images.is_floating_point():
-            raise ShapeError(f"images to fit to must be floats in [0, 1], not {images.dtype}; divide pixels by 255")
+        if not isinstance(images, Part):
+            _check_images(images)
         client, device = frozen(split.client), split.device
         starts = range(0, _several(len(images)), _BATCH)
 
@@ -58,8 +59,12 @@ class Features:
         def run(start: int, count: int = _BATCH) -> Tensor:
             return client(some(start, count))  # type: ignore[no-any-return]
 
-        macs = multiply_accumulates(client, some(0, 1))
-        return cls(lambda: map(run, starts), len(images), tuple(run(0, 1).shape[1:]), macs)
+        try:
+            macs, shape = multiply_accumulates(client, some(0, 1)), tuple(run(0, 1).shape[1:])
+        except (RuntimeError, IndexError) as error:  # torch's, of a layer deep inside
+            given = tuple(some(0, 1).shape[1:])
+            raise ShapeError(f"the model cannot take images of shape {given}; give them as it was trained") from error
+        return cls(lambda: map(run, starts), len(images), shape, macs)
 
     @classmethod
     def known(cls, z: Tensor, *, client_macs: int = 0) -> "Features":
@@ -100,6 +105,15 @@ def check_finite(values: Tensor, what: str) -> Tensor:
     if not bool(values.isfinite().all()):
         raise ModelError(f"{what} are not all finite numbers; look at the model's weights and at the images")
     return values
+
+
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise ShapeError(f"images to fit to must be a tensor, not {type(images).__name__}; see torch.as_tensor")
+    if not images.is_floating_point():
+        raise ShapeError(f"images to fit to must be floats in [0, 1], not {images.dtype}; divide pixels by 255")
+    if bool((images > 1).any()) and bool((images == images.round()).all()):
+        raise ShapeError("images to fit to must be in [0, 1], but all are whole numbers; divide pixels by 255")
 
 
 def _several(count: int) -> int:

@@ -230,7 +230,7 @@ class DistortionBounded(_Projection):
         """m' = min{k : ε_k ≤ ε} for every query."""
         within = tails <= budget[:, None]
         if not bool(within[:, -1].all()):
-            worst = float((tails[:, -1] / tails[:, 0]).max().sqrt())
+            worst = float((tails[:, -1] / tails[:, 0]).nan_to_num().max().sqrt())  # 0/0 where a layer's output is 0
             raise DistortionError(
                 f"the {self.m} factors at hand leave a relative distortion of up to {worst:.3g}, above the epsilon "
                 f"{self.epsilon:g} asked for; factorise with a larger rank or allow more distortion"
