@@ -170,6 +170,11 @@ def test_the_plots_show_each_defence_the_device_and_the_goal() -> None:
     assert device.get_ydata()[0] == pytest.approx(14)
 
 
+def test_a_defence_without_a_colour_of_its_own_is_shown_too() -> None:
+    new = row("new", [entry({"m": 8}, 0.1, {"race": 0.5}, components=8)])
+    assert "new" in legend(excess.plot([*ROWS, new]))
+
+
 @pytest.mark.parametrize("index", range(len(ROWS)))
 def test_a_sweep_that_has_just_begun_shows_what_there_is(index: int) -> None:
     rows = ROWS[index : index + 1]
