@@ -326,6 +326,29 @@ def test_the_device_sends_its_label_and_nothing_else(width: int, model: nn.Modul
     assert sent.dtype == torch.int64
 
 
+class Far(nn.Module):
+    """The image's 16 numbers, all far from zero beside what they vary by, and a layer that answers from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Flatten()
+        self.layer = nn.Linear(16, 2)
+        left = torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(4)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.stack([-left, left]))
+            self.layer.bias.copy_((50 * 8 + 2.5) * torch.tensor([1.0, -1.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.flat(x) + 50)
+
+
+def test_a_head_whose_hidden_layer_starves_is_trained_normalised(data: sv.Dataset) -> None:
+    found = AnswerOnDevice(4).fit(Undefended(Far(), "layer", data, sv.Recipe(epochs=30, batch_size=32))).facts
+    assert found["val_accuracy"] > 0.9
+    assert found["normalised"]
+    assert found["macs"] == 16 * 4 + 4 * 2
+
+
 def test_the_grids_are_five_settings_from_the_weakest() -> None:
     mine = ("pruning", "random", "pca", "noise", "gaussian", "device")
     assert all(len(BASELINES[name]) == 5 and BASELINES[name][0].name == name for name in mine)

@@ -115,6 +115,16 @@ def test_the_answer_on_the_device_costs_the_edge_no_more_than_ours() -> None:
     assert one(*rows, heads((0, 0.14, 900), cut=5)).ahead is None
 
 
+def test_how_much_a_head_must_cost_to_answer_as_well_stands_beside_it() -> None:
+    rows = [ours((8, 0.1, 0.5)), ours((8, 0.1, 0.5), seed=1)]
+    assert one(*rows, heads((0, 0.3, 900), (4, 0.1, 1020), (16, 0.05, 2000))).even == {0: pytest.approx(1.02)}
+    assert one(*rows, heads((0, 0.101, 900))).even == {0: None}
+    assert one(*rows).even == {}
+    table = excess.table([*rows, heads((0, 0.3, 900), (4, 0.1, 1020))])
+    assert ": yes | ×1.02 |" in table
+    assert "yes | none |" in excess.table([*rows, heads((0, 0.3, 900))])
+
+
 def test_the_fewest_messages_are_those_that_most_seeds_keep_the_drop_with() -> None:
     rows = [
         finite((16, 0.1, 0.5), (8, 0.105, 0.5), (4, 0.105, 0.5), (2, 0.3, 0.5), used=1),

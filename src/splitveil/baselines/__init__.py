@@ -26,6 +26,6 @@ BASELINES: dict[str, tuple[Defence, ...]] = {
     "noise": tuple(LearnedNoise(weight) for weight in (0.01, 0.03, 0.1, 0.3, 1.0)),
     "gaussian": tuple(GaussianMechanism(epsilon) for epsilon in (3000.0, 1000.0, 300.0, 100.0, 30.0)),
     "leace": (LeastSquaresErasure(),),
-    "device": tuple(AnswerOnDevice(width) for width in (7, 6, 4, 2, 0)),
+    "device": tuple(AnswerOnDevice(width) for width in (7, 4, 3, 2, 0)),
 }
 """Every baseline's settings by its name: five each, the same tuning budget as our method has."""

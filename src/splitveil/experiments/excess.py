@@ -54,7 +54,8 @@ _GOAL = (
     "within the goal; else *point estimate only*, or by how many points the estimates miss it. `seeds`: how many have "
     "a setting within the drop on validation. `own drop`: against the undefended model of the same seed. `on device`: "
     "how much more often the answer is right than a head's on the device at equal edge compute, of the seeds that "
-    "have heads."
+    "have heads. `as good`: how many times our edge compute the cheapest head takes that is at least as accurate on "
+    "validation; *none*: not even the largest that was measured, of 128 hidden units."
 )
 
 
@@ -189,11 +190,12 @@ def _reached(found: Sequence[Reach]) -> str:
             " / ".join(setting_text(point.setting) for point in one.points.values()),
             f"{one.within} of {len(one.points)}", points_of(one.drop), points_of(one.own), points_of(one.excess),
             f"**{one.word}**", "–" if one.ahead is None else f"{points_of(one.ahead)}: {one.ahead_word}",
+            " / ".join("none" if times is None else f"×{times:.2f}" for times in one.even.values()) or "–",
         ]
         for one in found
     ]  # fmt: skip
     heads = ["data, hidden", "cut", "obfuscator", "setting by seed", "seeds", "drop", "own drop", "excess", "goal"]
-    return markdown([*heads, "on device"], lines) if lines else "Not measured yet."
+    return markdown([*heads, "on device", "as good"], lines) if lines else "Not measured yet."
 
 
 def _beyond(found: Sequence[Reach]) -> str:

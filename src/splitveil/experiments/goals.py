@@ -39,6 +39,8 @@ class Reach:
         excess: of the attack, over the line that it is held to.
         ahead: how many more answers are right than of the answer on the device at equal edge compute, over common
             seeds; None where that was not measured.
+        even: by seed with heads, how many times our edge compute the cheapest head takes that is at least as accurate
+            on validation; None where no measured head is.
     """
 
     data: str
@@ -52,6 +54,7 @@ class Reach:
     own: Estimate
     excess: Estimate
     ahead: Estimate | None
+    even: Mapping[int, float | None]
 
     @property
     def missed(self) -> tuple[float, float]:
@@ -127,7 +130,7 @@ def _reach(
         drop=_mean(right.astype(float) - one.target for one in taken.values()),
         own=_mean(one.beside["undefended"].astype(float) - one.target for one in taken.values()),
         excess=_mean(one.attack.astype(float) - one.beside[line] for one in taken.values()),
-        ahead=_ahead(taken, device),
+        ahead=_ahead(taken, device), even=_even(taken, device),
     )  # fmt: skip
 
 
@@ -156,6 +159,17 @@ def _ahead(taken: Mapping[int, Point], device: Seeds) -> Estimate | None:
         if (heads := [head for head in device.get(seed, ()) if _macs(head) <= SAME * _macs(one)])
     }
     return gap({seed: one.target for seed, one in taken.items()}, theirs)
+
+
+def _even(taken: Mapping[int, Point], device: Seeds) -> dict[int, float | None]:
+    """Heads are few, and the next larger one may be far better: `_ahead` alone would hide that."""
+    return {
+        seed: min(
+            (_macs(head) / _macs(one) for head in device[seed] if _accuracy(head) >= _accuracy(one)), default=None
+        )
+        for seed, one in taken.items()
+        if device.get(seed)
+    }
 
 
 def _macs(one: Point) -> int:

@@ -30,6 +30,8 @@ MESSAGES = dict.fromkeys(("utkface", "celeba", "pins"), (64, 16, 8, 4, 2)) | dic
 """How many messages finite ones have: from 64 to the number of answers, 2 or 10."""
 WIDTHS = (128, 80, 32, 16)
 """Of the answer on the device: as much as our encoders cost where these have a hidden layer, and m' = 16 without."""
+_REVISIONS = {"device": 2}
+"""Of baselines that have changed, as `TUNED` is of ours."""
 DEFAULTS = ("distilled", "codebook")
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 BASELINE_SEEDS: dict[str, Sequence[int]] = {"adversarial": (SEEDS[0], SEEDS[-1])}
@@ -66,7 +68,7 @@ class _Grid:
             data=data, training="plain", seed=0, epochs=self.settings.epochs or (2 if self.quick else EPOCHS),
             precision=self.settings.precision, cut=CUT, operator="dense", defence=defence, settings=tuple(settings),
             drop=None, plain_seeds=(), hidden=(HIDDEN[data],), attacks=attacks,
-            tuning=TUNED.get(defence),
+            tuning=TUNED.get(defence, _REVISIONS.get(defence)),
         )  # fmt: skip
         return replace(cell, **more)
 

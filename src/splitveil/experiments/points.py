@@ -51,7 +51,8 @@ class PointsCell:
         hidden: attributes to guess; a supervised defence is told the first.
         attacks: names of the adversaries that messages meet. Where they are more than `ON_MAPS` at a convolution, the
             raw feature meets those of `ON_MAPS` alone.
-        tuning: revision of the tuning, of defences that are tuned on the server's answers; None of others.
+        tuning: revision of the tuning, of defences that are tuned on the server's answers, and of baselines that have
+            changed; None of others.
     """
 
     data: str
