@@ -40,12 +40,12 @@ example: export OMP_NUM_THREADS = 1
 example: setup
 	rm -rf runs/own
 	$(BIN)/python examples/own_residual_network.py --out runs/own
-	for method in server-aware distilled; do \
+	for m in 32 8; do for method in server-aware distilled; do \
 		rm -rf runs/own/run && \
-		$(BIN)/splitveil obfuscate runs/own/model.pt2 --split layer1 --images runs/own/images --m 32 \
+		$(BIN)/splitveil obfuscate runs/own/model.pt2 --split layer1 --images runs/own/images --m $$m \
 			--method $$method --classes runs/own/classes.txt --out runs/own/run && \
 		$(BIN)/python examples/own_residual_network.py --out runs/own --check runs/own/run || exit; \
-	done
+	done; done
 
 measurements: setup example
 	mkdir -p results/own-model && cp runs/own/report.json results/own-model/report.json

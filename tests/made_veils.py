@@ -1,11 +1,9 @@
 """Obfuscators fitted in a second, as far as that goes."""
 
-from dataclasses import replace
-
 import splitveil as sv
 from splitveil.data import Part
 from splitveil.obfuscate import Affine, Codebook, CovarianceAware, Distilled, Features, Quantised, ServerAware, Tables
-from splitveil.obfuscate.encoder import averages
+from splitveil.obfuscate.encoder import Encoder
 
 AFFINE = ("covariance-aware", "server-aware", "distilled", "hidden")
 FINITE = ("quantised", "codebook")
@@ -30,15 +28,12 @@ def made_veil(kind: str, split: sv.SplitModel, part: Part, *, m: int = 4) -> Aff
     if kind == "hidden":
         return Distilled.fit(split, features, m=m, epochs=1, width=2 * m + 3)
     if kind == "averaging":
-        veil = Distilled.fit(split, allowing(features, width=2 * m + 1, pool=2, m=m), m=m, epochs=1)
-        assert veil.layer is not None
-        assert veil.layer.pool == 2
-        return veil
+        start = ServerAware.fit(split, features, m=m)
+        encoder = Encoder.started(start, 2 * m + 1, pool=2)
+        return Distilled(
+            encoder.weight, start.mean, start.decoder, start.offset, start.energy, start.feature_shape, "distilled",
+            encoder.layer,
+        )  # fmt: skip
     if kind == "quantised":
         return Quantised.fit(split, features, m=m, messages=300, epochs=1)
     return Codebook.fit(split, features, messages=9, epochs=1)
-
-
-def allowing(features: Features, *, width: int, pool: int, m: int) -> Features:
-    """The features of a client that is just large enough for such a layer before m outputs."""
-    return replace(features, client_macs=10 * width * (averages(features.shape, pool) + m))

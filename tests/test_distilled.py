@@ -1,15 +1,17 @@
 """Tuning without labels: what it improves, what it keeps, and what it leaves alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import splitveil as sv
 from splitveil.errors import ModelError, RankError, RecipeError, ShapeError
 from splitveil.obfuscate import Distilled, Features, ServerAware
 from splitveil.obfuscate.distilled import WHOLE, _surplus, prefixes
 from splitveil.obfuscate.encoder import Encoder, Layer, affordable_layer
-from splitveil.obfuscate.tuning import Lesson, divergence
+from splitveil.obfuscate.tuning import Lesson, Tuned, divergence
 from test_aware import Net, Residual, images, made, seen
 
 N, M = 16, 4
@@ -146,6 +148,62 @@ def test_the_finest_squares_are_averaged_that_leave_room(on_maps):
     assert affordable_layer(Features.known(torch.randn(3, 60), client_macs=10 * 14 * 4), 2, 2) == (0, 1)
 
 
+class Differences(nn.Module):
+    """Reads how neighbours differ within squares, of which no average tells anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pass_on = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pass_on(x)
+        across = (y[..., ::2] - y[..., 1::2]).flatten(1)
+        return 8 * torch.stack([across[:, :5].sum(1), across[:, 5:].sum(1), across[:, 0]], 1)
+
+
+@pytest.fixture(scope="module")
+def averageable() -> tuple[sv.SplitModel, Features]:
+    """Features whose averages over squares a layer can afford to read, but not all their numbers."""
+    return sv.SplitModel(Differences(), "pass_on"), Features.known(images(600, *MAPS), client_macs=10 * 10 * (12 + 1))
+
+
+def test_averages_are_not_read_where_they_lose_what_the_server_reads(averageable):
+    split, features = averageable
+    found: list[tuple[int, int]] = []
+    veil = Distilled.fit(split, features, m=2, epochs=3, progress=lambda done, total, _: found.append((done, total)))
+    assert affordable_layer(features, 2, 2) == (9, 2)
+    assert veil.layer is None
+    assert torch.equal(veil.encoder, Distilled.fit(split, features, m=2, epochs=3, width=0).encoder)
+    assert found == [(done, 6) for done in (0, 1, 2, 3, 3, 4, 5, 6)]  # both were tuned, one after the other
+    assert sv.Codebook.fit(split, features, messages=3, epochs=3).encoder.layer is None
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_of_two_encoders_the_one_that_keeps_held_out_answers_is_taken(averageable, monkeypatch, better):
+    split, features = averageable
+    tune, given, tuned = Lesson.tune, [], []
+
+    def judged(self: Lesson, start: dict[str, Tensor], *rest: object, **options: object) -> Tuned:
+        server = options.get("server")
+        given.append((start, server))
+        tuned.append(tune(self, start, *rest, **options))  # type: ignore[arg-type]
+        return replace(tuned[-1], loss=float(len(given) != better + 1))
+
+    monkeypatch.setattr(Lesson, "tune", judged)
+    pool = (None, 2)[better]
+    veil = Distilled.fit(split, features, m=2, epochs=1)
+    assert (veil.layer and veil.layer.pool) == pool
+    assert torch.equal(veil.decoder, tuned[better].weights["decoder"])
+    given.clear(), tuned.clear()
+    copy, veil = Distilled.fit_with_server(split, features, m=2, epochs=1)
+    assert (veil.layer and veil.layer.pool) == pool
+    assert copy.server is given[better][1] is not given[1 - better][1]
+    given.clear(), tuned.clear()
+    book = sv.Codebook.fit(split, features, messages=3, epochs=1)
+    assert (book.encoder.layer and book.encoder.layer.pool) == pool
+    assert torch.equal(book.table, tuned[better].weights["table"])
+
+
 @pytest.mark.parametrize(
     ("weight", "bias", "pool"),
     [((4, 11), 4, 2), ((4, 12), 4, 1), ((4, 12), 4, 3), ((4, 12), 3, 2), ((4,), 4, 2), ((4, 12), 4, 6), ((4, 0), 4, 0)],
@@ -273,7 +331,8 @@ def test_the_best_epoch_is_kept_not_the_last(split, features):
         return -value if training else value  # what is learnt makes the held-out features worse
 
     kept = lesson.tune({"w": torch.ones(2)}, worse, epochs=2, seed=0, progress=lambda *_: found.append(1.0))
-    assert torch.equal(kept["w"], torch.ones(2))
+    assert torch.equal(kept.weights["w"], torch.ones(2))
+    assert kept.loss == 2.0
     assert len(found) == 3
 
     def never(weights: dict[str, Tensor], z: Tensor, answers: Tensor, training: bool) -> Tensor:  # noqa: ARG001

@@ -141,7 +141,10 @@ def test_there_are_at_least_as_many_messages_as_answers() -> None:
 
 def test_rows_of_another_tuning_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {repr(cell): cell for cell in frontier(REAL)}
-    assert {cell.defence: cell.tuning for cell in before.values() if cell.tuning is not None} == TUNED | {"device": 2}
+    revisions = {(cell.defence, cell.tuning) for cell in before.values() if cell.cut != 2 and cell.tuning is not None}
+    assert revisions == {*TUNED.items(), ("device", 2)}
+    early = {(cell.defence, cell.tuning) for cell in before.values() if cell.cut == 2 and cell.tuning is not None}
+    assert early == {("device", 2), *((defence, revision + 1) for defence, revision in TUNED.items())}
     monkeypatch.setitem(TUNED, "codebook", TUNED["codebook"] + 1)
     changed = [cell for cell in frontier(REAL) if repr(cell) not in before]
     assert {cell.defence for cell in changed} == {"codebook"}

@@ -26,8 +26,8 @@ def obfuscate(
         typer.Option(
             "--width",
             min=0,
-            help="Units of the encoder's hidden layer, 0 for none (distilled and codebook); as many as a tenth of the "
-            "client's half costs if not given.",
+            help="Units of the encoder's hidden layer, 0 for none (distilled and codebook); if not given, as many as a "
+            "tenth of the client's half costs, or none where that keeps more answers.",
         ),
     ] = None,
     size: Size = None,

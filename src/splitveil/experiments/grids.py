@@ -32,6 +32,9 @@ WIDTHS = (128, 80, 32, 16)
 """Of the answer on the device: as much as our encoders cost where these have a hidden layer, and m' = 16 without."""
 _REVISIONS = {"device": 2}
 """Of baselines that have changed, as `TUNED` is of ours."""
+AVERAGED = 2
+"""The cut where a layer that reads every number costs too much, and a client has one: what is tuned there is one
+revision ahead of `TUNED`, since an encoder without a layer is tried beside one that reads averages."""
 DEFAULTS = ("distilled", "codebook")
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 BASELINE_SEEDS: dict[str, Sequence[int]] = {"adversarial": (SEEDS[0], SEEDS[-1])}
@@ -81,6 +84,8 @@ class _Grid:
         names = tuple(attack.name for attack in ATTACKS)
         narrow = tuple(name for name in names if name != "de-censoring")
         more: dict[str, Any] = {} if self.quick else {"attacks": narrow if cut in CONVOLUTIONS else names}
+        if cut == AVERAGED and defence in TUNED:
+            more["tuning"] = TUNED[defence] + 1
         return self.cell(data, defence, self.settings_at(data, defence, cut), cut=cut, seed=seed, **more)
 
     def settings_at(self, data: str, defence: str, cut: int) -> Sequence[dict[str, Any]]:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from splitveil.errors import RankError, ShapeError
 from splitveil.obfuscate.aware import ServerAware
 from splitveil.obfuscate.clustering import clusters
-from splitveil.obfuscate.encoder import Encoder, affordable_layer, check_width
+from splitveil.obfuscate.encoder import Encoder, check_width, layers_to_try
 from splitveil.obfuscate.features import Features, frozen
 from splitveil.obfuscate.tables import Tables
-from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights, check_mixing
+from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights, check_mixing, part_of
 from splitveil.split import SplitModel
 
 DIRECTIONS = 16
@@ -92,16 +92,20 @@ class Codebook(Tables):
         lesson = Lesson.of(split, features)
         member = clusters(lesson.answers.cpu(), messages, seed)
         count = int(member.max()) + 1
-        width, pool = affordable_layer(features, start.m, count) if width is None else (width, 1)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            encoder = _scores(start, width, pool, start.encode(lesson.z), member)
         table = torch.stack([lesson.z[member == index].flatten(1).mean(0) for index in range(count)])
-        objective = _Expected(frozen(split.server), encoder)
-        tuned = lesson.tune(
-            encoder.weights | {"table": table}, objective, epochs=epochs, seed=seed, mixing=mixing, progress=progress
-        )  # fmt: skip
-        return cls(encoder.with_weights(tuned), tuned["table"], features.shape)
+        layers = layers_to_try(features, start.m, count, width)
+        found = []
+        for index, (units, pool) in enumerate(layers):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                encoder = _scores(start, units, pool, start.encode(lesson.z), member)
+            tuned = lesson.tune(
+                encoder.weights | {"table": table}, _Expected(frozen(split.server), encoder), epochs=epochs, seed=seed,
+                mixing=mixing, progress=part_of(progress, index, len(layers)),
+            )  # fmt: skip
+            found.append((tuned, encoder))
+        tuned, encoder = min(found, key=lambda one: one[0].loss)
+        return cls(encoder.with_weights(tuned.weights), tuned.weights["table"], features.shape)
 
 
 def _scores(start: ServerAware, width: int, pool: int, a: Tensor, member: Tensor) -> Encoder:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from splitveil.errors import RecipeError
 from splitveil.obfuscate.affine import Affine
 from splitveil.obfuscate.aware import ServerAware
-from splitveil.obfuscate.encoder import Encoder, Layer, affordable_layer, check_width
+from splitveil.obfuscate.encoder import Encoder, Layer, check_width, layers_to_try
 from splitveil.obfuscate.features import Features, frozen
-from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights, check_mixing, divergence
+from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights, check_mixing, divergence, part_of
 from splitveil.split import SplitModel
 
 TEMPERATURE = 2.0
@@ -67,8 +67,9 @@ class Distilled(Affine):
             m: coefficients at most; `keep` gives fewer.
             epochs: passes over the features; the best one on held-out features is kept, the start included.
             width: of a layer before the encoder that reads every number, 0 for none. Where not given, the layer is as
-                wide as a tenth of the client's multiply-accumulates allows; where that is less than 2m, it reads
-                averages over squares of the maps, and there is none where that is too much, too.
+                wide as a tenth of the client's multiply-accumulates allows. Where that is less than 2m, one that reads
+                averages over squares of the maps is tuned, and none, which may cost more; what keeps the answers
+                better on held-out features is taken.
             bottleneck: weight β of KL(N(a, σ²) ‖ N(0, 1)) in nats, with coefficients that are sent through noise σ,
                 learned for each, while training (a variational bottleneck without labels); the message is then a.
             temperature: T that logits are divided by where answers are compared.
@@ -84,9 +85,9 @@ class Distilled(Affine):
             ModelError: the server's answer is not one row of logits, or not finite.
         """
         return _fit(
-            split, features, frozen(split.server), m=m, epochs=epochs, width=width, bottleneck=bottleneck,
+            split, features, tuned_along=False, m=m, epochs=epochs, width=width, bottleneck=bottleneck,
             temperature=temperature, mixing=mixing, whole=whole, seed=seed, progress=progress,
-        )  # fmt: skip
+        )[1]  # fmt: skip
 
     @classmethod
     def fit_with_server(
@@ -98,9 +99,8 @@ class Distilled(Affine):
 
         The copy answers from messages; its client's half is unchanged.
         """
-        copy = SplitModel(deepcopy(split.model).requires_grad_(), split.at)
-        veil = _fit(
-            split, features, copy.server, tuned_along=True, m=m, epochs=epochs, width=width, bottleneck=bottleneck,
+        copy, veil = _fit(
+            split, features, tuned_along=True, m=m, epochs=epochs, width=width, bottleneck=bottleneck,
             temperature=temperature, mixing=mixing, whole=whole, seed=seed, progress=progress,
         )  # fmt: skip
         copy.model.zero_grad()
@@ -108,10 +108,10 @@ class Distilled(Affine):
 
 
 def _fit(
-    split: SplitModel, features: Features, server: nn.Module, *, tuned_along: bool = False, m: int, epochs: int,
-    width: int | None, bottleneck: float, temperature: float, mixing: float, whole: float, seed: int,
-    progress: Progress | None,
-) -> Distilled:  # fmt: skip
+    split: SplitModel, features: Features, *, tuned_along: bool, m: int, epochs: int, width: int | None,
+    bottleneck: float, temperature: float, mixing: float, whole: float, seed: int, progress: Progress | None,
+) -> tuple[SplitModel, Distilled]:  # fmt: skip
+    """With each encoder that is to be tried, and for each with a copy of the model where its server is tuned along."""
     if width is not None:
         check_width(width, m, "coefficients")
     if not 0.1 <= temperature <= 100:
@@ -122,22 +122,30 @@ def _fit(
     if not 0 < whole <= 1:
         raise RecipeError(f"whole={whole} cannot be; take a share of the samples above 0, at most 1")
     start = ServerAware.fit(split, features, m=m, seed=seed)
-    width, pool = affordable_layer(features, m, m) if width is None else (width, 1)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        encoder = Encoder.started(start, width, pool)
-    weights = {**encoder.weights, "decoder": start.decoder, "offset": start.offset}
-    if bottleneck:
-        weights["log_noise"] = torch.full((m,), -2.0)  # little at first
-    tuned = Lesson.of(split, features).tune(
-        weights, _Objective(server, encoder, bottleneck, temperature, whole), epochs=epochs, seed=seed, mixing=mixing,
-        server=server if tuned_along else None, progress=progress,
+    lesson = Lesson.of(split, features)
+    layers = layers_to_try(features, m, m, width)
+    found = []
+    for index, (units, pool) in enumerate(layers):
+        its = SplitModel(deepcopy(split.model).requires_grad_(), split.at) if tuned_along else split
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            encoder = Encoder.started(start, units, pool)
+        weights = {**encoder.weights, "decoder": start.decoder, "offset": start.offset}
+        if bottleneck:
+            weights["log_noise"] = torch.full((m,), -2.0)  # little at first
+        server = its.server if tuned_along else frozen(split.server)
+        tuned = lesson.tune(
+            weights, _Objective(server, encoder, bottleneck, temperature, whole), epochs=epochs, seed=seed,
+            mixing=mixing, server=server if tuned_along else None, progress=part_of(progress, index, len(layers)),
+        )  # fmt: skip
+        found.append((tuned, encoder, its))
+    tuned, encoder, its = min(found, key=lambda one: one[0].loss)
+    encoder = encoder.with_weights(tuned.weights)
+    veil = Distilled(
+        encoder.weight, start.mean, tuned.weights["decoder"], tuned.weights["offset"], start.energy,
+        start.feature_shape, "distilled", encoder.layer,
     )  # fmt: skip
-    encoder = encoder.with_weights(tuned)
-    return Distilled(
-        encoder.weight, start.mean, tuned["decoder"], tuned["offset"], start.energy, start.feature_shape, "distilled",
-        encoder.layer,
-    )  # fmt: skip
+    return its, veil
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,6 +135,18 @@ def check_width(width: int, m: int, what: str) -> None:
         raise RankError(f"a hidden layer of {width} units cannot carry {m} {what}; make it at least {2 * m}, or 0")
 
 
+def layers_to_try(features: Features, m: int, outputs: int, width: int | None) -> list[tuple[int, int]]:
+    """Units of the hidden layers that are to be tuned, and the sides of the squares that they average.
+
+    That of the width asked for; else the affordable one. Where that reads averages alone there is none to begin with:
+    what the averages lose, no tuning brings back, and how much that is depends on the server.
+    """
+    if width is not None:
+        return [(width, 1)]
+    affordable = affordable_layer(features, m, outputs)
+    return [affordable] if affordable[1] == 1 else [(0, 1), affordable]
+
+
 def affordable_layer(features: Features, m: int, outputs: int) -> tuple[int, int]:
     """Units of a layer that costs at most `SHARE` of the client's half, and the side of the squares that it averages.
 

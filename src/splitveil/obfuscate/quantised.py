@@ -102,7 +102,7 @@ class Quantised(Tables):
             return divergence(answers, server(decoded.reshape(z.shape)))
 
         tuned = lesson.tune({"table": table}, loss, epochs=epochs, seed=seed, progress=progress)
-        return cls(chosen, thresholds, tuned["table"], kept, features.shape)
+        return cls(chosen, thresholds, tuned.weights["table"], kept, features.shape)
 
 
 def _digits(a: Tensor, thresholds: Tensor) -> Tensor:

@@ -29,6 +29,19 @@ _LEAST = 1e-12  # chance below which an answer is taken as this, since its logar
 
 
 @dataclass(frozen=True, eq=False)
+class Tuned:
+    """What tuning found.
+
+    Attributes:
+        weights: the tensors, on the processor.
+        loss: theirs on held-out features.
+    """
+
+    weights: Weights
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
 class Lesson:
     """Features in memory, and the server's answers to them.
 
@@ -57,7 +70,7 @@ class Lesson:
     def tune(
         self, start: Weights, loss: Loss, *, epochs: int, seed: int, mixing: float = MIXING,
         server: nn.Module | None = None, progress: Progress | None = None,
-    ) -> Weights:  # fmt: skip
+    ) -> Tuned:  # fmt: skip
         """Minimise a loss over tensors, on mixtures of two features each and the server's answers to these.
 
         The server is sure of nearly every feature that it was trained on, and they are few. Mixtures are many, and the
@@ -103,7 +116,7 @@ class Lesson:
             raise ModelError("the server's answers from messages are no finite numbers; look at the model's weights")
         if server is not None:
             server.load_state_dict(kept[1])
-        return {name: value.cpu() for name, value in kept[0].items()}
+        return Tuned({name: value.cpu() for name, value in kept[0].items()}, best)
 
     @torch.enable_grad()
     def _epoch(
@@ -126,6 +139,13 @@ class Lesson:
         for batch in torch.split(torch.nonzero(held)[:, 0], 512):
             total += len(batch) * float(loss(weights, self.z[batch].to(device), self.answers[batch.to(device)], False))
         return total / int(held.sum())
+
+
+def part_of(progress: Progress | None, index: int, count: int) -> Progress | None:
+    """The progress of one tuning among ``count`` that take as long each."""
+    if progress is None:
+        return None
+    return lambda done, total, text: progress(index * total + done, count * total, text)
 
 
 def check_mixing(mixing: float) -> None:
