@@ -138,8 +138,8 @@ def check_width(width: int, m: int, what: str) -> None:
 def layers_to_try(features: Features, m: int, outputs: int, width: int | None) -> list[tuple[int, int]]:
     """Units of the hidden layers that are to be tuned, and the sides of the squares that they average.
 
-    That of the width asked for; else the affordable one. Where that reads averages alone there is none to begin with:
-    what the averages lose, no tuning brings back, and how much that is depends on the server.
+    That of the width asked for; else the affordable one. Where that reads averages alone, an encoder without a layer is
+    tried beside it: what the averages lose, no tuning brings back, and how much that is depends on the server.
     """
     if width is not None:
         return [(width, 1)]
