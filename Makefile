@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint pytest benchmarks example measurements clean
+.PHONY: setup system demo test lint pytest benchmarks example measurements clean
 
 setup: $(VENV)/.installed
 
@@ -13,6 +13,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,sign,ray,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps nvidia-pytriton  # the Triton binary inside it, for tests
 	touch $@
+
+# What the tests need of the system. CI runs it first.
+system:
+	scripts/install-strace
 
 demo: setup
 	$(BIN)/splitveil demo --out runs/demo

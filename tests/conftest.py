@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import splitveil  # noqa: F401  # first of all, so that no test module imports onnxruntime with its telemetry on
+
 # One core per worker: more threads than cores make small products many times slower.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

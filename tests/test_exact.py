@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +14,7 @@ import splitveil as sv
 from made_bundles import made_model
 from made_veils import made_veil
 from splitveil.bundle import Messages, from_frames, to_frames
+from splitveil.bundle.runtime import ort
 from splitveil.codec import CODINGS, LARGEST, Coding, round_scales
 from splitveil.export.exact import exact_map, exact_rows, exact_table
 from splitveil.export.graphs import to_onnx

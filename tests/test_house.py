@@ -15,15 +15,15 @@ SOURCE = Path(sv.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a room imports from those before it only. The package's own face and `python -m` stand outside.
 ROOMS = (
-    "version", "errors", "message", "certificate", "codec", "wire", "extras", "files", "budget", "statistics",
-    "profile", "bundle", "serve", "picture", "client", "tensors", "data", "models", "split", "linear", "counting",
-    "obfuscate", "exchange", "cost", "train", "runs", "attack", "baselines", "measure", "profiling", "export",
-    "deploy", "figures", "report", "experiments", "demo", "cli",
+    "version", "errors", "telemetry", "message", "certificate", "codec", "wire", "extras", "files", "doctor", "budget",
+    "statistics", "profile", "bundle", "serve", "picture", "client", "tensors", "data", "models", "split", "linear",
+    "counting", "obfuscate", "exchange", "cost", "train", "runs", "attack", "baselines", "measure", "profiling",
+    "export", "deploy", "figures", "report", "experiments", "demo", "cli",
 )  # fmt: skip
 FACES = ("__init__", "__main__")
 EDGE = (
-    "version", "errors", "message", "certificate", "codec", "wire", "extras", "files", "budget", "statistics",
-    "profile", "bundle", "picture", "client", "cli",
+    "version", "errors", "telemetry", "message", "certificate", "codec", "wire", "extras", "files", "doctor", "budget",
+    "statistics", "profile", "bundle", "picture", "client", "cli",
 )  # fmt: skip
 HEAVY = ("torch", "scipy", "sklearn", "matplotlib", "safetensors", "onnx", "onnxscript")
 
@@ -130,6 +130,8 @@ def test_the_edge_runs_without_the_extra() -> None:
         (["attack", "--help"], 0, "--operator", ""),
         (["train", "--data", "digit-pairs", "--out", "x"], 2, "", "pip install 'splitveil[train]'\n"),
         (["demo"], 2, "", "pip install 'splitveil[train]'\n"),
+        (["doctor"], 0, "pip install 'splitveil[train]'", ""),
+        (["-VV"], 0, "telemetry: off", ""),
     ],
 )
 def test_the_command_line_without_the_extra(arguments: list[str], code: int, out: str, err: str) -> None:

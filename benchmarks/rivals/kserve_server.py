@@ -1,8 +1,10 @@
 """The server half behind KServe: python kserve_server.py NAME SERVER.ONNX HTTP_PORT GRPC_PORT."""
 
 import logging
+import os
 import sys
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import, which decides
 import onnxruntime
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
 

@@ -1,5 +1,8 @@
 """The server half behind MLServer, which imports this class by the name in model-settings.json."""
 
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import, which decides
 import onnxruntime
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec

@@ -5,7 +5,10 @@ from typing import Any
 
 from splitveil.errors import MissingExtraError, SplitveilError
 from splitveil.extras import explain_missing
+from splitveil.telemetry import switch_off
 from splitveil.version import __version__
+
+switch_off()  # before any other part of splitveil can import ONNX Runtime
 
 # Public names and the rooms they live in. They load on first use, so that the edge never imports torch.
 _ROOMS = {

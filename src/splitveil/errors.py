@@ -111,3 +111,7 @@ class NoChoiceError(ProfileError):
 
 class ExperimentError(SplitveilError, ValueError):
     """An experiment cannot be run as asked, or the file of one of its rows is damaged."""
+
+
+class TelemetryWarning(UserWarning):
+    """A library that reports to its maker may have done so before splitveil could switch it off."""

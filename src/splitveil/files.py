@@ -10,6 +10,14 @@ from typing import Any
 from splitveil.errors import RunError
 
 
+def cache_folder() -> Path:
+    """SPLITVEIL_CACHE, else XDG_CACHE_HOME/splitveil, else ~/.cache/splitveil."""
+    if named := os.environ.get("SPLITVEIL_CACHE"):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "splitveil"
+
+
 def is_there(path: Path) -> bool:
     """Whether a file or folder exists.
 

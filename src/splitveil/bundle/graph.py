@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from splitveil.bundle.runtime import ort
 from splitveil.errors import BundleError
 
 Array = NDArray[np.float32]

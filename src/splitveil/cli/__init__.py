@@ -14,6 +14,7 @@ from splitveil.cli import (
     data,
     demo,
     deploy,
+    doctor,
     export,
     infer,
     inspect,
@@ -52,19 +53,38 @@ app.command("infer")(infer.infer)
 app.command("budget")(budget.budget)
 app.add_typer(deploy.app, name="deploy")
 app.command("attack")(attack.attack)
+app.command("doctor")(doctor.doctor)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"splitveil {__version__}")
-        raise typer.Exit
+def _print_version(times: int) -> None:
+    if not times:
+        return
+    typer.echo(f"splitveil {__version__}")
+    if times > 1:
+        from splitveil.doctor import diagnose
+
+        found = diagnose()
+        typer.echo(f"Python {found.python} on {found.platform}")
+        for name, version in found.packages.items():
+            typer.echo(f"{name} {version}")
+        typer.echo(f"telemetry: {found.telemetry}")
+    raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
+        int,
+        typer.Option(
+            "--version",
+            "-V",
+            count=True,
+            callback=_print_version,
+            is_eager=True,
+            show_default=False,
+            help="Print the version and exit; -VV adds those of the packages, and whether telemetry is off.",
+        ),
+    ] = 0,
 ) -> None:
     del version  # the callback has acted on it
 

@@ -25,6 +25,7 @@ from splitveil.data.dataset import Dataset, Part
 from splitveil.data.source import Source
 from splitveil.data.splitting import PART_NAMES
 from splitveil.errors import RunError
+from splitveil.files import cache_folder
 
 # Raise it whenever a loader would give other data for the same files.
 VERSION = 1
@@ -51,14 +52,6 @@ def cached(
         data = build()
         if_writable(lambda: write(place, data))
     return data
-
-
-def cache_folder() -> Path:
-    """SPLITVEIL_CACHE, else XDG_CACHE_HOME/splitveil, else ~/.cache/splitveil."""
-    if named := os.environ.get("SPLITVEIL_CACHE"):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "splitveil"
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...] = ()) -> list[File]:

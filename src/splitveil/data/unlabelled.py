@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splitveil.data.cache import File, cache_folder, content_key, if_writable, list_files
+from splitveil.data.cache import File, content_key, if_writable, list_files
 from splitveil.data.images import SUFFIXES, Picture, check_skipped, decode
 from splitveil.data.source import Progress, Source
 from splitveil.data.splitting import content_hashes, group_ids
 from splitveil.errors import DataError, RunError
-from splitveil.files import is_there
+from splitveil.files import cache_folder, is_there
 from splitveil.tensors import read_tensors, write_tensors
 
 MEASURED = 0.2

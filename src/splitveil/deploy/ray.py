@@ -22,14 +22,12 @@ from starlette.applications import Starlette
 from splitveil.bundle import Bundle, ServerManifest, read_server, write_bundle
 from splitveil.errors import ServeError
 from splitveil.serve import Settings, application, open_models
+from splitveil.telemetry import switch_off
 
 NAME = "splitveil"
 _log = logging.getLogger("splitveil.deploy")
-# Of a Ray that we start: nothing is sent home, no accelerator is hidden, and a proxy on a busy machine is waited for.
-_CALM = {
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-}  # fmt: skip
+# Of a Ray that we start: no accelerator is hidden, and a proxy on a busy machine is waited for.
+_CALM = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,7 @@ def _deployment(serve: Any, cargo: Cargo, replicas: int, settings: Settings) -> 
 @contextmanager
 def _connected(address: str | None, replicas: int) -> Iterator[Any]:
     """The module ray, connected; what was started or connected here ends here."""
+    switch_off()  # Ray's processes inherit it
     if address is None:
         for name, value in _CALM.items():
             os.environ.setdefault(name, value)

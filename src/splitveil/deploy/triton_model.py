@@ -4,6 +4,7 @@ Tensors are exchanged by DLPack: with NumPy 2 the backend's own ``as_numpy()`` m
 """
 
 import ctypes
+import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import triton_python_backend_utils as triton
 from numpy.typing import NDArray
 
+# Importing splitveil switches it off, too; this file may meet an older splitveil on the machine that runs Triton.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from splitveil.bundle import Graph, from_frames, read_server
 from splitveil.errors import WireError
 

@@ -15,11 +15,11 @@ from splitveil.errors import ExperimentError, MissingExtraError, SplitveilError
 from splitveil.experiments.cells import Cell, Compute, Place, Row, compute_row, row_path, slug, write_row
 from splitveil.experiments.sweep import Failure
 from splitveil.files import is_there
+from splitveil.telemetry import switch_off
 
 _UNITS = 100  # of progress per cell
 _POLL = 1.0  # seconds between two looks at the progress within cells
-# Of a Ray that we start: nothing is sent home, and no accelerator is hidden.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # of a Ray that we start: no accelerator is hidden
 
 
 def sweep_on_ray(
@@ -90,6 +90,7 @@ def sweep_on_ray(
 @contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
     """The module ray, connected; what was started or connected here ends here."""
+    switch_off()  # Ray's processes inherit it
     if address is None:
         # Who reaches Ray's ports runs code, so that they ask for a token, which is known here alone.
         guarded = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

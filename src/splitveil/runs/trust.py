@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from splitveil.data.cache import cache_folder, if_writable
+from splitveil.data.cache import if_writable
 from splitveil.errors import RunError
-from splitveil.files import write_bytes
+from splitveil.files import cache_folder, write_bytes
 from splitveil.runs.manifest import MANIFEST
 
 
