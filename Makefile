@@ -2,16 +2,23 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+RELEASE := .venv-release
 
-.PHONY: setup system demo test lint pytest benchmarks example measurements clean
+.PHONY: setup system demo test lint pytest benchmarks example measurements lock audit release-check clean
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# Nothing is installed whose hash is not in requirements/. The CPU build of torch is taken where pip finds it; the
+# default build for Linux needs CUDA's libraries.
+$(VENV)/.installed: pyproject.toml $(wildcard requirements/*.txt)
 	@echo "setting up $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,sign,ray,dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps nvidia-pytriton  # the Triton binary inside it, for tests
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements/cpu.txt 2>/dev/null || \
+		echo "pip finds no CPU build of torch for this machine; taking the default one"
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements/setup.txt
+	$(BIN)/python -c 'import torch' 2>/dev/null || \
+		$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements/cuda.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 # What the tests need of the system. CI runs it first.
@@ -60,5 +67,22 @@ measurements: setup example
 	$(BIN)/splitveil reproduce frontier
 	$(BIN)/python benchmarks/tables.py
 
+$(RELEASE)/.installed: requirements/release.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements/release.txt
+	touch $@
+
+# requirements/*.txt from pyproject.toml and constraints.txt.
+lock: $(RELEASE)/.installed
+	PATH="$(CURDIR)/$(RELEASE)/bin:$$PATH" $(RELEASE)/bin/python scripts/lock.py
+
+# Known vulnerabilities of what is pinned.
+audit: $(RELEASE)/.installed
+	PATH="$(CURDIR)/$(RELEASE)/bin:$$PATH" $(RELEASE)/bin/python scripts/audit.py
+
+# dist/: wheel, source distribution and bill of materials, checked as an index and a user would see them.
+release-check: setup $(RELEASE)/.installed
+	PATH="$(CURDIR)/$(RELEASE)/bin:$$PATH" $(RELEASE)/bin/python scripts/release_check.py $(BIN)/python
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(RELEASE) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
