@@ -59,7 +59,6 @@ def cluster() -> Iterator[str]:
     # Workers must be able to import this file; pytest's own path does not reach them.
     environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     environment.setenv("RAY_AUTH_MODE", "disabled")
-    environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
     environment.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray = pytest.importorskip("ray")
     context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)

@@ -34,7 +34,7 @@ TOKEN = "a-token-for-the-tests-of-ray"
 # Nothing is written to the home folder or sent home, machines with much else to do are waited for, and both replicas
 # are asked alike, where Ray would prefer the one beside the gateway.
 CALM = {
-    "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
 }  # fmt: skip

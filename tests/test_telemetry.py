@@ -141,6 +141,28 @@ def test_a_user_who_switched_reports_off_before_is_not_warned() -> None:
     assert run(program, ORT_DISABLE_TELEMETRY="1") == "off\n"
 
 
+def test_ray_takes_our_variable_for_off() -> None:
+    program = (
+        "import splitveil; from ray._common.usage.usage_lib import usage_stats_enabled; print(usage_stats_enabled())"
+    )
+    assert run(program, RAY_USAGE_STATS_ENABLED="1") == "False\n"
+
+
+OLD_SPLITVEIL = f"""
+import os, runpy, sys, types
+for name in ("triton_python_backend_utils", "splitveil", "splitveil.bundle", "splitveil.errors"):
+    sys.modules[name] = types.ModuleType(name)
+vars(sys.modules["splitveil.bundle"]).update(Graph=None, from_frames=None, read_server=None)
+sys.modules["splitveil.errors"].WireError = ValueError
+runpy.run_path({str(SOURCE / "splitveil" / "deploy" / "triton_model.py")!r})
+print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+"""
+
+
+def test_the_backend_in_triton_switches_reports_off_beside_any_splitveil() -> None:
+    assert run(OLD_SPLITVEIL, ORT_DISABLE_TELEMETRY="0") == "1\n"
+
+
 def imports_of_onnxruntime(path: Path) -> list[int]:
     """Lines at which a file imports it directly."""
     found, text = [], path.read_text(encoding="utf-8")
