@@ -43,7 +43,7 @@ def server_bundle(
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
         [numpy_helper.from_array(value, key) for key, value in {**weights, "last": last}.items()],
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     files = {"server.onnx": model.SerializeToString()}
     codings = ("int8",) if certified else ("float32", "int8", "int4")

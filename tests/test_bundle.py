@@ -1,8 +1,12 @@
 """Bundles on disk: whole or refused by name, and never a way out of their folder."""
 
 import contextlib
+import hashlib
 import json
+import os
+import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,31 +162,64 @@ def test_a_manifest_that_is_none_is_refused(bundle: Path, text: bytes) -> None:
         read_server(bundle / "server")
 
 
-def test_links_must_not_lead_out(bundle: Path) -> None:
-    graph = bundle / "server" / "server.onnx"
-    outside = graph.rename(bundle / "server.onnx")
-    graph.symlink_to(outside)
-    with pytest.raises(BundleError, match="leads out of its bundle"):
-        read_server(bundle / "server")
-    graph.unlink()
-    graph.symlink_to(graph)
-    with pytest.raises(BundleError, match=r"cannot be read|leads out"):
-        read_server(bundle / "server")
+@pytest.mark.parametrize("name", ["server.onnx", "manifest.json", "manifest.sig"])
+@pytest.mark.parametrize("kind", ["out", "inside", "dangling", "loop"])
+def test_a_file_of_a_bundle_is_no_link(bundle: Path, keys: tuple[Path, Path], name: str, kind: str) -> None:
+    file = signed(bundle, keys[0]) / name
+    target = {"out": bundle / "elsewhere", "inside": file.parent / "other", "dangling": bundle / "none", "loop": file}
+    moved = file.rename(target["out" if kind in ("dangling", "loop") else kind])
+    file.symlink_to(target[kind])
+    with pytest.raises(BundleError, match=f"{name} is a link, which leads out of its bundle"):
+        read_server(bundle / "server", public_key=keys[1])
+    file.unlink()
+    moved.rename(file)
+    (bundle / "current").symlink_to("server")  # releases are switched by such a link
+    assert read_server(bundle / "current", public_key=keys[1]).manifest.name == "pairs"
 
 
-@pytest.mark.parametrize("mark", [b"\x0a\x08", b"\x0a\x88\x00", b"\x8a\x00\x88\x80\x00"])
-def test_a_graph_must_not_name_other_files(bundle: Path, mark: bytes) -> None:
-    import hashlib
+@pytest.mark.parametrize("name", ["server.onnx", "manifest.json", "manifest.sig"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_a_pipe_is_not_waited_for(
+    bundle: Path, keys: tuple[Path, Path], name: str, make: Callable[..., object]
+) -> None:
+    file = signed(bundle, keys[0]) / name
+    file.unlink()
+    make(file)
+    with pytest.raises(BundleError, match=rf"{name} (is no file|cannot be read)"):
+        read_server(bundle / "server", public_key=keys[1])
 
-    server = bundle / "server"
-    content = (server / "server.onnx").read_bytes() + mark + b"location"
-    (server / "server.onnx").write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
+
+def test_a_sparse_file_is_refused_by_its_size(bundle: Path) -> None:
+    graph, huge = bundle / "server" / "server.onnx", 10 * 2**30
+    honest = graph.stat().st_size
+    os.truncate(graph, huge)
     messages = read_edge(bundle / "edge").manifest.messages
-    change(server, lambda c: c["files"].update({"server.onnx": {"bytes": len(content), "sha256": digest}}))
-    change(server, lambda c: c.update(identity=identity_of(messages, digest)))
-    with pytest.raises(BundleError, match="refers to data in another file"):
-        read_server(server)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match=f"it was changed and has {huge} bytes, not {honest}"):
+            read_server(bundle / "server")
+        change(bundle / "server", lambda c: c["files"]["server.onnx"].update(bytes=huge, sha256="0" * 64))
+        change(bundle / "server", lambda c: c.update(identity=identity_of(messages, "0" * 64)))
+        with pytest.raises(BundleError, match=f"has {huge} bytes, but at most 2147483647 are read"):
+            read_server(bundle / "server")
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("side", "name", "key"),
+    [("server", "manifest.json", "kind"), ("edge", "manifest.json", "divisor"), ("edge", "profile.json", "layer")],
+)
+def test_a_key_that_stands_twice_is_refused(bundle: Path, side: str, name: str, key: str) -> None:
+    file = bundle / side / name
+    text = re.sub(rf'("{key}": [^\n]*?)(,?\n)', r"\1, \1\2", file.read_text(), count=1)
+    file.write_text(text)
+    if name == "profile.json":
+        facts = {"bytes": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        change(bundle / side, lambda c: c["files"].update({name: facts}))
+    with pytest.raises(BundleError, match=f"{name} has the key '{key}' twice"):
+        READ[side](bundle / side)
 
 
 def test_what_is_no_graph_is_refused() -> None:

@@ -61,6 +61,21 @@ class BundleError(SplitveilError, ValueError):
     """A bundle is missing, damaged, of another version or model, or not signed as required."""
 
 
+class GraphError(BundleError):
+    """A graph is not one that a bundle may hold.
+
+    Attributes:
+        place: in the file, such as "model.graph.node[3]".
+        reason: what is wrong there.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(
+            f"a graph cannot be loaded: it is not one that 'splitveil export' writes ({place}: {reason}); export again"
+        )
+        self.place, self.reason = place, reason
+
+
 class ExportError(SplitveilError, ValueError):
     """A run cannot be exported as asked."""
 

@@ -2,23 +2,22 @@
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from splitveil.bundle.manifest import MANIFEST, SCHEMA_VERSION, SIGNATURE, EdgeManifest, File, ServerManifest
+from splitveil.bundle.onnx import LARGEST_GRAPH, check_graph
+from splitveil.bundle.reading import read_file
 from splitveil.bundle.signing import check_signature, sign
-from splitveil.errors import BundleError
+from splitveil.errors import BundleError, GraphError
 from splitveil.files import write_bytes
 
-LARGEST_MANIFEST = 10 * 2**20
-# A text "location" in the field of a key; numbers may be written with more bytes than they need.
-_LOCATION = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
+LARGEST_MANIFEST = 10 * 2**20  # bytes; one of 65,535 components and all codings has a third of it
+LARGEST_PROFILE = 100 * 2**20  # bytes; a row has under a thousand
 M = TypeVar("M", EdgeManifest, ServerManifest)
 
 
@@ -95,9 +94,8 @@ def check_free(folder: Path) -> None:
 def _is_ours(manifest: Path) -> bool:
     """Whether a file is the manifest of a bundle, of whichever version; others, too, name a file so."""
     try:
-        with manifest.open("rb") as file:
-            content = json.loads(file.read(LARGEST_MANIFEST))
-    except (FileNotFoundError, ValueError, RecursionError):
+        content = json.loads(read_file(manifest.parent, manifest.name, LARGEST_MANIFEST))
+    except (FileNotFoundError, ValueError, RecursionError):  # a `BundleError` is a ValueError
         return False
     return isinstance(content, dict) and content.get("kind") in ("edge", "server") and "schema_version" in content
 
@@ -110,27 +108,64 @@ def file_facts(files: Mapping[str, bytes]) -> dict[str, File]:
 
 
 def _read(folder: Path, model: type[M], public_key: str | Path | None) -> Bundle[M]:
-    text = _content(folder, MANIFEST, LARGEST_MANIFEST)
+    try:
+        text = read_file(folder, MANIFEST, LARGEST_MANIFEST)
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{folder} is no bundle: it has no file {MANIFEST}; name what 'splitveil export' wrote"
+        ) from error
     if public_key is not None:
         check_signature(folder, text, Path(public_key))
     manifest = _manifest(folder, text, model)
     files: dict[str, bytes] = {}
     for name, facts in manifest.files.items():
-        content = _content(folder, name, facts.bytes)
-        if len(content) != facts.bytes or hashlib.sha256(content).hexdigest() != facts.sha256:
+        try:
+            content = read_file(folder, name, LARGEST_GRAPH if name == model.GRAPH else LARGEST_PROFILE, facts.bytes)
+        except FileNotFoundError as error:
+            raise BundleError(
+                f"{folder} is incomplete: it has no file {name}; name what 'splitveil export' wrote"
+            ) from error
+        if hashlib.sha256(content).hexdigest() != facts.sha256:
             raise BundleError(f"{folder / name} is not what its bundle says it is: it was changed; export again")
-        if name.endswith(".onnx"):
-            _check_graph(folder / name, content)
         files[name] = content
+    _check_contents(folder, manifest, files)
     return Bundle(manifest, files)
+
+
+def _check_contents(folder: Path, manifest: EdgeManifest | ServerManifest, files: Mapping[str, bytes]) -> None:
+    """What is as it was signed may still be hostile."""
+    for name, content in files.items():
+        if name == manifest.GRAPH:
+            try:
+                check_graph(content, manifest.input_shape, manifest.output_shape)
+            except GraphError as error:
+                raise BundleError(f"{folder / name}: {error}") from error
+        else:
+            _json(folder / name, content)
+
+
+def _json(path: Path, text: bytes) -> Any:
+    """The content of a JSON file in which no key stands twice, as readers differ in which of the two they take."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise BundleError(f"{path} has the key {twice[:50]!r} twice in one place; export again")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except BundleError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is no JSON ({error}); export again") from error
 
 
 def _manifest(folder: Path, text: bytes, model: type[M]) -> M:
     kind = "edge" if model is EdgeManifest else "server"
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{folder / MANIFEST} is no JSON ({error}); export again") from error
+    content = _json(folder / MANIFEST, text)
     found = content if isinstance(content, dict) else {}
     if isinstance(found.get("schema_version"), int) and found["schema_version"] != SCHEMA_VERSION:
         raise BundleError(
@@ -145,28 +180,3 @@ def _manifest(folder: Path, text: bytes, model: type[M]) -> M:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "as a whole"
         raise BundleError(f"{folder} is no valid {kind} bundle ({place}: {first['msg']}); export again") from error
-
-
-def _content(folder: Path, name: str, most: int) -> bytes:
-    """The bytes of one file inside the folder, which are no more than is expected."""
-    path = folder / name
-    try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise BundleError(f"{path} leads out of its bundle; export again")
-        if not path.is_file():
-            what = "is no bundle" if name == MANIFEST else "is incomplete"
-            raise BundleError(f"{folder} {what}: it has no file {name}; name what 'splitveil export' wrote")
-        with path.open("rb") as file:
-            # What a manifest claims is no reason to ask for memory that the file does not fill.
-            content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
-    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
-        raise BundleError(f"{path} cannot be read ({error}); export again") from error
-    if len(content) > most:
-        raise BundleError(f"{path} is longer than the {most} bytes that it should have at most; export again")
-    return content
-
-
-def _check_graph(path: Path, content: bytes) -> None:
-    """A graph must not name other files, which would escape the check; ours never do."""
-    if _LOCATION.search(content):
-        raise BundleError(f"{path} refers to data in another file, which a bundle must not; export again")

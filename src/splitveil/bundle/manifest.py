@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,11 @@ class Messages(_Strict):
     scales: dict[Coding, tuple[Scale, ...]]
     certified: bool
     levels: tuple[Positive, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one message: components, then positions."""
+        return (self.components, *self.positions)
 
     @property
     def places(self) -> int:
@@ -186,6 +191,7 @@ class EdgeManifest(_Manifest):
         policy: what is sent.
     """
 
+    GRAPH: ClassVar = "edge.onnx"
     kind: Literal["edge"]
     model: ModelFacts
     cut: Positive | None
@@ -195,6 +201,16 @@ class EdgeManifest(_Manifest):
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     picture: Picture
     policy: Policy
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one row of the graph's input: a photo's."""
+        return self.picture.shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one row of the graph's output: a message's."""
+        return self.messages.shape
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -216,8 +232,19 @@ class ServerManifest(_Manifest):
         n_classes: how many logits there are.
     """
 
+    GRAPH: ClassVar = "server.onnx"
     kind: Literal["server"]
     n_classes: Annotated[int, Field(ge=2)]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one row of the graph's input: a message's."""
+        return self.messages.shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one row of the graph's output: logits."""
+        return (self.n_classes,)
 
     @property
     def parameters(self) -> dict[str, str]:

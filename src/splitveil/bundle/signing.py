@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from splitveil.bundle.manifest import SIGNATURE
+from splitveil.bundle.reading import read_file
 from splitveil.errors import BundleError
 
+SIGNATURE_BYTES = 64
 _KEY_HELP = "make a pair with 'openssl genpkey -algorithm ed25519' and 'openssl pkey -pubout'"
 
 
@@ -46,11 +48,9 @@ def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
         raise BundleError(f"{public_key} holds no public key that can be read ({error}); {_KEY_HELP}") from error
     if not isinstance(key, Ed25519PublicKey):
         raise BundleError(f"{public_key} holds a key of another kind than Ed25519; {_KEY_HELP}")
-    path = folder / SIGNATURE
     try:
-        with path.open("rb") as file:
-            signature = file.read(65)
-    except OSError as error:
+        signature = read_file(folder, SIGNATURE, SIGNATURE_BYTES)
+    except FileNotFoundError as error:
         raise BundleError(f"{folder} is not signed, but a signature is required; export with --sign KEY") from error
     try:
         key.verify(signature, manifest)

@@ -9,7 +9,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from splitveil.errors import ExportError
+from splitveil.bundle.onnx import check_graph
+from splitveil.errors import ExportError, GraphError
 
 OPSET = 18  # what the exporter writes by itself; other versions go through converters that know fewer operators
 
@@ -23,7 +24,7 @@ def to_onnx(module: nn.Module, example: Tensor, inside: str, outside: str) -> by
         inside, outside: names of the graph's input and output.
 
     Raises:
-        ExportError: the module does what ONNX cannot say.
+        ExportError: the module does what ONNX cannot say, or what a bundle may not hold.
     """
     batch = torch.export.Dim("batch")
     try:
@@ -36,7 +37,17 @@ def to_onnx(module: nn.Module, example: Tensor, inside: str, outside: str) -> by
         reason = " ".join(str(error).split())[:200]
         raise ExportError(f"torch cannot export {type(module).__name__} to ONNX ({reason}); cut elsewhere") from error
     assert program is not None
-    return bytes(_plain(program.model_proto).SerializeToString(deterministic=True))
+    model = _plain(program.model_proto)
+    content = bytes(model.SerializeToString(deterministic=True))
+    given = [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim]
+    try:
+        check_graph(content, example.shape[1:], given[1:])
+    except GraphError as error:
+        raise ExportError(
+            f"a bundle may not hold the graph of {type(module).__name__} ({error.reason}); cut elsewhere, or take other "
+            "layers"
+        ) from error
+    return content
 
 
 def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
