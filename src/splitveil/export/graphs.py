@@ -44,7 +44,7 @@ def to_onnx(module: nn.Module, example: Tensor, inside: str, outside: str) -> by
         check_graph(content, example.shape[1:], given[1:])
     except GraphError as error:
         raise ExportError(
-            f"a bundle may not hold the graph of {type(module).__name__} ({error.reason}); cut elsewhere, or take other "
+            f"a bundle may not hold the graph of {type(module).__name__} ({error.reason}); cut elsewhere, or use other "
             "layers"
         ) from error
     return content

@@ -30,11 +30,11 @@ def check_graph(content: bytes, inside: Sequence[int], outside: Sequence[int]) -
         GraphError: it is another graph; the sentence names the place.
     """
     model = read_model(content, inside, outside)
-    return max(-(-_follow(model, inside, outside, batch) // batch) for batch in BATCHES)
+    return max(-(-follow(model, inside, outside, batch)[0] // batch) for batch in BATCHES)
 
 
-def _follow(model: Model, inside: Sequence[int], outside: Sequence[int], batch: int) -> int:
-    """The work of a run on so many rows."""
+def follow(model: Model, inside: Sequence[int], outside: Sequence[int], batch: int) -> tuple[int, dict[str, Value]]:
+    """The work of a run on so many rows, and its values by name; raises `GraphError` as `check_graph` does."""
     values = {
         name: Value(array.dtype, array.shape, array if array.size <= MOST_KNOWN else None)
         for name, array in model.constants.items()
@@ -62,4 +62,4 @@ def _follow(model: Model, inside: Sequence[int], outside: Sequence[int], batch: 
         for name in {*node.inputs, *node.outputs}:
             if name and last[name] == index and name not in model.constants and name != model.input:
                 memory -= values[name].size * values[name].dtype.itemsize
-    return work
+    return work, values
