@@ -389,7 +389,8 @@ def resident():
 def content(count, width):
     nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in range(count)]
     ends = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, ["batch", width]) for i in (0, count)]
-    weights = [numpy_helper.from_array(np.ones((width, width), np.float32), f"w{i}") for i in range(count)]
+    random = np.random.default_rng(0)  # equal weights would share their memory
+    weights = [numpy_helper.from_array(random.random((width, width), np.float32), f"w{i}") for i in range(count)]
     graph = helper.make_graph(nodes, "made", ends[:1], ends[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
