@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,6 +27,7 @@ from splitveil.bundle.manifest import File
 from splitveil.bundle.onnx import check, check_graph
 from splitveil.bundle.onnx.model import OPSETS, read_model
 from splitveil.bundle.onnx.operators import MANY, OPERATORS
+from splitveil.bundle.runtime import ort
 from splitveil.bundle.watchdog import Watchdog
 from splitveil.errors import BundleError, ExportError, GraphError
 from splitveil.export.graphs import to_onnx
