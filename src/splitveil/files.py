@@ -1,7 +1,10 @@
 """Files on disk, written so that a file is there whole or not at all."""
 
+import contextlib
+import fcntl
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -76,19 +79,43 @@ def read_json(path: Path) -> Any:
 
 
 def write_with(path: Path, save: Callable[[str], object]) -> None:
-    """Let ``save`` write a temporary file, then put it in place; raises `RunError` as `write_json` does."""
+    """Let ``save`` write a temporary file, then put it in place; raises `RunError` as `write_json` does.
+
+    The temporary file is locked while it is written. One that is not was left by a process that was killed, and goes
+    with the next write of the same file.
+    """
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path)
         temporary = str(path.parent / f".{path.name}.{secrets.token_hex(8)}")
-        Path(temporary).touch(exist_ok=False)  # as readable as any other file of its owner
-        save(temporary)
-        with Path(temporary).open("rb+") as file:
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        with Path(temporary).open("xb") as held:  # as readable as any other file of its owner
+            _lock(held.fileno())
+            save(temporary)
+            with Path(temporary).open("rb+") as file:
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error}); free space or choose another folder") from error
     finally:
         # Gone already where all went well; an interruption leaves nothing behind either.
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _remove_left(path: Path) -> None:
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}")
+    for left in [entry.path for entry in os.scandir(path.parent) if name.fullmatch(entry.name)]:
+        # Another process may remove it first, or write it now, or not let us.
+        with contextlib.suppress(OSError), Path(left).open("rb") as file:
+            if _lock(file.fileno()):
+                Path(left).unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether nobody else has locked the file, and the system can tell."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
