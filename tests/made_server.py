@@ -24,9 +24,15 @@ WIDE = 1024
 
 def server_bundle(
     folder: Path, *, name: str = "made", components: int = 6, positions: tuple[int, ...] = (), classes: int = 4,
-    seed: int = 0, certified: bool = False, work: int = 0, private_key: Path | None = None,
+    seed: int = 0, certified: bool = False, work: int = 0, megabytes: int = 0, mixes: bool = True,
+    private_key: Path | None = None,
 ) -> Path:  # fmt: skip
-    """A bundle whose logits are a random matrix times the coefficients; ``work`` multiplications make it slow."""
+    """A bundle whose logits are a random matrix times the coefficients; ``work`` multiplications make it slow.
+
+    With ``megabytes`` the matrix is the product of two that are so large together.
+
+    Such rows do not depend on each other; without ``mixes`` the manifest does not say so, as those of old bundles.
+    """
     inside = components * int(np.prod(positions, dtype=int))
     random = np.random.default_rng(seed)
     weights = {"shape": np.array([-1, inside], np.int64)}
@@ -35,8 +41,14 @@ def server_bundle(
         weights |= {"widen": np.eye(inside, WIDE, dtype=np.float32), "same": np.eye(WIDE, dtype=np.float32)}
         nodes += [helper.make_node("MatMul", ["z0", "widen"], ["w0"])]
         nodes += [helper.make_node("MatMul", [f"w{step}", "same"], [f"w{step + 1}"]) for step in range(work)]
-    last = random.normal(size=(WIDE if work else inside, classes)).astype(np.float32)
-    nodes += [helper.make_node("MatMul", [f"w{work}" if work else "z0", "last"], ["logits"])]
+    end, width = (f"w{work}", WIDE) if work else ("z0", inside)
+    if megabytes:
+        wide = megabytes * 2**18 // (width + classes)
+        weights["large"] = np.full((width, wide), 1 / wide, np.float32)
+        nodes += [helper.make_node("MatMul", [end, "large"], ["large0"])]
+        end, width = "large0", wide
+    last = random.normal(size=(width, classes)).astype(np.float32)
+    nodes += [helper.make_node("MatMul", [end, "last"], ["logits"])]
     graph = helper.make_graph(
         nodes, "made",
         [helper.make_tensor_value_info("coefficients", TensorProto.FLOAT, ["batch", components, *positions])],
@@ -53,9 +65,10 @@ def server_bundle(
         scales={coding: scales for coding in codings if coding != "float32"},
     )  # fmt: skip
     facts = file_facts(files)
+    checked = {"rows_independent": True} if mixes and "rows_independent" in ServerManifest.model_fields else {}
     manifest = ServerManifest(
         kind="server", schema_version=1, splitveil="test", name=name, messages=messages, files=facts, n_classes=classes,
-        identity=identity_of(messages, facts["server.onnx"].sha256),
+        identity=identity_of(messages, facts["server.onnx"].sha256), **checked,
     )  # fmt: skip
     write_bundle(folder, manifest, files, private_key)
     return folder
@@ -68,6 +81,7 @@ class Half:
         bundle = read_server(folder)
         self.manifest = bundle.manifest
         self.messages = bundle.manifest.messages
+        self.mixes = bool(getattr(bundle.manifest, "rows_independent", False))
         inside = (self.messages.components, *self.messages.positions)
         self._graph = Graph(bundle.files["server.onnx"], inside, (self.manifest.n_classes,))
 
@@ -118,8 +132,15 @@ class Server:
 
     def peak(self) -> int:
         """The most bytes of memory that were ever resident."""
+        return self._memory("VmHWM")
+
+    def resident(self) -> int:
+        """The bytes of memory that are resident."""
+        return self._memory("VmRSS")
+
+    def _memory(self, name: str) -> int:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(next(line for line in text.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+        return int(next(line for line in text.splitlines() if line.startswith(name)).split()[1]) * 1024
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""

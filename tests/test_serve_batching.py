@@ -11,21 +11,21 @@ import tritonclient.grpc.aio as triton_grpc
 import tritonclient.http.aio as triton_http
 
 from made_server import HANGING, Array, Half, server_bundle, serving
-from splitveil.serve.batching import INLINE_SECONDS, Batcher
+from splitveil.serve.batching import INLINE_SECONDS, Batcher, Run
 
 
 class Made:
     """A batcher that doubles, and writes down what it was given."""
 
-    def __init__(self, *, seconds: float = 0.0, max_batch: int = 8, max_delay: float = 0.0) -> None:
+    def __init__(self, *, seconds: float = 0.0, max_batch: int = 8, max_delay: float = 0.0, mixes: bool = True) -> None:
         self.batches: list[list[float]] = []
         self.threads: set[int] = set()
         self.go, self.begun = threading.Event(), threading.Event()
         self.go.set()
-        self.observed: list[int] = []
+        self.observed: list[Run] = []
         self.batcher = Batcher(
-            self.run, max_batch=max_batch, max_delay=max_delay, seconds=lambda _: seconds,
-            observe=lambda rows, _: self.observed.append(rows),
+            self.run, mixes=mixes, max_batch=max_batch, max_delay=max_delay, seconds=lambda _: seconds,
+            observe=lambda run: self.observed.append(run),
         )  # fmt: skip
 
     def run(self, rows: Array) -> Array:
@@ -55,7 +55,7 @@ def test_what_arrives_in_one_turn_is_computed_together() -> None:
     found = asyncio.run(all_at_once())
     assert [answer.tolist() for answer in found] == [[[2.0]], [[4.0]], [[6.0]]]
     assert made.batches == [[1.0, 2.0, 3.0]]
-    assert made.observed == [3]
+    assert [(run.rows, len(run.waited)) for run in made.observed] == [(3, 3)]
     assert made.threads == {threading.get_ident()}
 
 
@@ -134,6 +134,22 @@ def test_a_delay_gathers_until_it_ends_or_the_batch_is_full() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 2 * INLINE_SECONDS])
+@pytest.mark.parametrize("max_delay", [0.0, HANGING])
+def test_rows_of_different_requests_are_not_mixed_where_they_may_depend_on_each_other(
+    seconds: float, max_delay: float
+) -> None:
+    """And nobody waits for company that would not be kept."""
+    made = Made(seconds=seconds, max_delay=max_delay, mixes=False)
+
+    async def all_at_once() -> list[Array]:
+        return await asyncio.gather(*(made.ask(value, rows) for value, rows in ((1, 2), (2, 1), (3, 3))))
+
+    found = asyncio.run(asyncio.wait_for(all_at_once(), HANGING / 2))
+    assert made.batches == [[1.0] * 2, [2.0], [3.0] * 3]
+    assert [answer.tolist() for answer in found] == [[[2.0]] * 2, [[4.0]], [[6.0]] * 3]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2 * INLINE_SECONDS])
 def test_an_error_reaches_the_batch_and_nobody_after(seconds: float) -> None:
     made = Made(seconds=seconds, max_batch=2)
 
@@ -164,9 +180,10 @@ def test_who_has_left_is_not_computed() -> None:
     assert made.batches == [[1.0], [3.0]]
 
 
+@pytest.mark.parametrize("mixes", [True, False])
 @pytest.mark.parametrize("work", [0, 3])
-def test_many_clients_of_different_lengths_get_their_own_answers(tmp_path: Path, work: int) -> None:
-    folder = server_bundle(tmp_path / "bundle", components=16, work=work)
+def test_many_clients_of_different_lengths_get_their_own_answers(tmp_path: Path, work: int, mixes: bool) -> None:
+    folder = server_bundle(tmp_path / "bundle", components=16, work=work, mixes=mixes)
     half = Half(folder)
 
     async def http(client: Any, number: int) -> None:
@@ -198,4 +215,4 @@ def test_many_clients_of_different_lengths_get_their_own_answers(tmp_path: Path,
 
     with serving(folder, "--max-delay-ms", 2) as server:
         runs = asyncio.run(asyncio.wait_for(everybody(server), HANGING))
-    assert runs < 320  # some were computed together
+    assert (runs < 320) == half.mixes  # some were computed together, or none

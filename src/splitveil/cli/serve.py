@@ -2,13 +2,19 @@
 
 import asyncio
 import json
+import logging
 import math
 import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Annotated
+from threading import Thread
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+T = TypeVar("T")
 _MEBIBYTE = 2**20
 
 
@@ -42,20 +48,24 @@ def serve(
     reload: Annotated[
         float, typer.Option("--reload", metavar="SECONDS", help="Look for changed bundles so often; 0: never.")
     ] = 0.0,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="Log each request; the log then grows as fast as clients ask.")
+    ] = False,
     no_control: Annotated[bool, typer.Option("--no-control", help="Clients may not load or unload models.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say the addresses as one JSON object.")] = False,
 ) -> None:
-    """Serve bundles by the Open Inference Protocol v2, REST and gRPC, until SIGTERM.
+    """Serve bundles by the Open Inference Protocol v2, REST and gRPC, until SIGTERM; SIGHUP reads the files again.
 
     Once both protocols answer, one line on stdout says where. Logs are JSON lines on stderr. See docs/serving.md.
     """
+    _end_at_signals()
     # gRPC's core writes lines of its own to stderr about every stranger's bad bytes.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import uvloop
 
     from splitveil.serve import Addresses, Settings, open_models
     from splitveil.serve import serve as serve_models
-    from splitveil.serve.logs import log_to_stderr
+    from splitveil.serve.logs import logging_to_stderr
 
     if not (math.isfinite(max_body) and 1 <= max_body * _MEBIBYTE < 2**31):
         raise typer.BadParameter("--max-body is a number of MiB above 0 and below 2048")
@@ -64,16 +74,46 @@ def serve(
         client_ca=client_ca, public_key=public_key, max_batch=max_batch, max_delay_ms=max_delay_ms,
         max_requests=max_requests, max_connections=max_connections, max_body=int(max_body * _MEBIBYTE),
         timeout=timeout, drain=drain, threads=threads, reload=reload, control=not no_control,
+        access_log=access_log,
     )  # fmt: skip
-    log_to_stderr()
-    models = open_models(bundles, settings)
-    names = [f"{model.name}/{model.version}" for model in models.loaded]
 
     def say(addresses: Addresses) -> None:
+        names = [f"{model.name}/{model.version}" for model in models.loaded]
         if as_json:
             typer.echo(json.dumps({"rest": addresses.rest, "grpc": addresses.grpc, "models": names}))
         else:
             typer.echo(f"serving {', '.join(names)} at {addresses.rest} (REST) and {addresses.grpc} (gRPC)")
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with logging_to_stderr() as log, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        models = _heeding_signals(lambda: open_models(bundles, settings))
+        models.metrics.count_suppressed(lambda: dict(log.throttle.suppressed))
         runner.run(serve_models(models, settings, say))
+
+
+def _end_at_signals() -> None:
+    """Before there is anything to drain, and after it was drained, a signal ends the process at once.
+
+    By handlers, as the system ignores these signals for process 1 of a container where there is none.
+    """
+
+    def end(*_: Any) -> None:
+        logging.shutdown()
+        os._exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+def _heeding_signals(work: Callable[[], T]) -> T:
+    """What some work returns, done in a thread: handlers run in this one alone, and not during long calls into C."""
+    found: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    Thread(target=do, daemon=True).start()
+    return found.result()

@@ -1,15 +1,14 @@
-"""The Open Inference Protocol v2 over gRPC, on the stubs that tritonclient carries."""
+"""The Open Inference Protocol v2 over gRPC, on the messages that tritonclient carries."""
 
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from typing import Any
 
-import grpc
 import numpy as np
 from google.protobuf.json_format import ParseDict
 from numpy.typing import NDArray
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2
 
 from splitveil.serve.metadata import (
     model_config,
@@ -20,32 +19,34 @@ from splitveil.serve.metadata import (
 )
 from splitveil.serve.model import Model
 from splitveil.serve.query import LOGITS, Query, Tensor
-from splitveil.serve.refusal import GRPC_STATUS, RETRY_AFTER, RefusedError, fault
+from splitveil.serve.refusal import RefusedError, fault
 from splitveil.serve.service import Service
 
-# Requests, answers and grpc.aio.ServicerContext: neither grpc nor the stubs have types.
+# Requests, answers and grpc.aio.ServicerContext: neither grpc nor the messages have types.
 Call = Callable[["GrpcService", Any, Any], Awaitable[Any]]
 _CONTENTS = {"UINT8": "uint_contents", "FP32": "fp32_contents"}
 
 
 def _guarded(call: Call) -> Call:
-    """The call for those with a token; what goes wrong becomes a status of the protocol."""
+    """The call for those with a token; refusals are counted."""
 
     @wraps(call)
     async def answer(self: "GrpcService", request: Any, context: Any) -> Any:
         try:
             self.let_in(context)
             return await call(self, request, context)
-        except Exception as error:
-            refusal = error if isinstance(error, RefusedError) else fault(error)
+        except RefusedError as refusal:
             self.service.metrics.refusals.labels(refusal.reason).inc()
-        return await _abort(context, refusal)
+            raise
+        except Exception as error:
+            self.service.metrics.refusals.labels("fault").inc()
+            raise fault(error) from None
 
     return answer
 
 
-class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """The protocol's calls that make sense for bundles; the others answer UNIMPLEMENTED.
+class GrpcService:
+    """The protocol's calls that make sense for bundles.
 
     Args:
         service: what is shared with REST.
@@ -78,10 +79,12 @@ class GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             answer = write_answer(query, model, logits)
             service.count(model, "grpc", None, begin, size, answer.ByteSize(), len(logits))
             return answer
-        except Exception as error:
-            refusal = error if isinstance(error, RefusedError) else fault(error)
+        except RefusedError as refusal:
             service.count(model, "grpc", refusal.reason, begin, size, 0, 0)
-        return await _abort(context, refusal)
+            raise
+        except Exception as error:
+            service.count(model, "grpc", "fault", begin, size, 0, 0)
+            raise fault(error) from None
 
     async def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         """Whether the process answers; needs no token."""
@@ -177,8 +180,3 @@ def write_answer(query: Query, model: Model, logits: NDArray[np.float32]) -> Any
     answer.outputs.add(name=LOGITS, datatype="FP32", shape=logits.shape)
     answer.raw_output_contents.append(logits.astype("<f4", copy=False).tobytes())
     return answer
-
-
-async def _abort(context: Any, refusal: RefusedError) -> None:
-    pushback = (("grpc-retry-pushback-ms", str(RETRY_AFTER * 1000)),) if refusal.reason == "busy" else ()
-    await context.abort(grpc.StatusCode[GRPC_STATUS[refusal.reason]], str(refusal), pushback)

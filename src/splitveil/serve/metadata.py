@@ -45,7 +45,7 @@ def model_config(model: Model) -> dict[str, Any]:
             for name in names
         ],
         "output": [{"name": LOGITS, "data_type": "TYPE_FP32", "dims": [model.manifest.n_classes]}],
-        "dynamic_batching": {},
+        **({"dynamic_batching": {}} if model.mixes else {}),
         "parameters": {key: {"string_value": value} for key, value in model.manifest.parameters.items()},
     }
 
@@ -74,7 +74,7 @@ def model_statistics(model: Model) -> dict[str, Any]:
         "inference_stats": {
             "success": {"count": seen.requests, "ns": seen.request_ns},
             "fail": {"count": seen.failures, "ns": seen.failure_ns},
-            "queue": none,
+            "queue": {"count": seen.queued, "ns": seen.queue_ns},
             "compute_input": none,
             "compute_infer": {"count": seen.runs, "ns": seen.run_ns},
             "compute_output": none,

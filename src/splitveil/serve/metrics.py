@@ -1,6 +1,9 @@
 """What a server counts, for Prometheus; one registry per application, so that several may share a process."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -32,6 +35,19 @@ class Metrics:
         self.refusals = Counter(
             "splitveil_refusals", "Requests and connections refused.", ["reason"], registry=self.registry
         )
+        self.undecodable = Counter(
+            "splitveil_decode_errors", "Messages that are not what their protocol says.", ["protocol"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.queue_seconds = Histogram(
+            "splitveil_queue_seconds", "That a request waited for its computation.", ["model"], buckets=_SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
+        self.control = Counter(
+            "splitveil_control_calls", "Calls to load or unload a model.", ["action", "outcome"],
+            registry=self.registry,
+        )  # fmt: skip
+        ProcessCollector(registry=self.registry)  # open and most descriptors, memory, processor
         self.in_flight = Gauge("splitveil_requests_in_flight", "Being answered now.", registry=self.registry)
         self.models = Gauge(
             "splitveil_model_loaded", "1 for each model that is served.", ["model", "version", "identity"],
@@ -55,6 +71,27 @@ class Metrics:
         found[2].inc(received)
         found[3].inc(sent)
 
+    def count_suppressed(self, suppressed: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Show how many lines of the log were not written, by logger and event."""
+        self.registry.register(_Suppressed(suppressed))
+
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Suppressed:
+    """A process has one log, and may have several applications: each shows the same numbers."""
+
+    def __init__(self, suppressed: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        self._suppressed = suppressed
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """For the registry."""
+        family = CounterMetricFamily(
+            "splitveil_log_lines_suppressed", "Lines that were not logged, as there were too many.",
+            labels=["logger", "event"],
+        )  # fmt: skip
+        for labels, number in self._suppressed().items():
+            family.add_metric(labels, number)
+        yield family

@@ -1,5 +1,6 @@
 """One loaded server bundle: checked, warmed, ready to answer."""
 
+import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from splitveil.bundle import Graph, ServerManifest, read_server
 from splitveil.errors import BundleError
-from splitveil.serve.batching import Batcher
+from splitveil.serve.batching import Batcher, Run
+from splitveil.serve.metrics import Metrics
 from splitveil.serve.settings import Settings
 
 Array = NDArray[np.float32]
@@ -27,6 +29,8 @@ class Statistics:
     failures: int = 0
     runs: int = 0
     run_ns: int = 0
+    queued: int = 0
+    queue_ns: int = 0
     request_ns: int = 0
     failure_ns: int = 0
     last_ms: int = 0
@@ -35,36 +39,36 @@ class Statistics:
 class Model:
     """A bundle that is served. A request that has got hold of it is answered by it, whatever is loaded meanwhile.
 
+    Nothing that a model holds refers to it, so that it and its graph are freed with the last request.
+
     Args:
         folder: of the server bundle.
         version: under which it is offered.
         settings: of the server.
-        observe: told the rows and the seconds of each run.
+        metrics: of the application.
 
     Raises:
         BundleError: the bundle is not whole, not signed as asked, or its graph does not run.
     """
 
-    def __init__(
-        self, folder: Path, version: str, settings: Settings, observe: Callable[["Model", int, float], None]
-    ) -> None:
-        bundle = read_server(folder, public_key=settings.public_key)
-        self.manifest: ServerManifest = bundle.manifest
-        self.messages = bundle.manifest.messages
+    def __init__(self, folder: Path, version: str, settings: Settings, metrics: Metrics) -> None:
+        self.manifest, self._graph = _read(folder, settings)
+        self.messages = self.manifest.messages
         self.version = version
         self.max_batch = settings.max_batch
+        # Bundles that were exported before this was checked do not say it.
+        self.mixes = bool(getattr(self.manifest, "rows_independent", False))
         self.statistics = Statistics()
         self.frame_identity = self.manifest.short_identity
-        inside = (self.messages.components, *self.messages.positions)
-        self._graph = Graph(bundle.files["server.onnx"], inside, (self.manifest.n_classes,), settings.threads)
         one, many = self._warm(1), self._warm(settings.max_batch)
         slope = max(0.0, many - one) / max(1, settings.max_batch - 1)
         self._batcher = Batcher(
             self._graph.run,
+            mixes=self.mixes,
             max_batch=settings.max_batch,
             max_delay=settings.max_delay_ms / 1000,
             seconds=lambda rows: one + slope * rows,
-            observe=lambda rows, seconds: self._observed(rows, seconds, observe),
+            observe=_observer(self.name, self.statistics, metrics),
         )
 
     @property
@@ -91,7 +95,36 @@ class Model:
                 raise BundleError(f"the graph of {self.name} does not take {rows} rows at once; export it again")
         return min(taken)
 
-    def _observed(self, rows: int, seconds: float, observe: Callable[["Model", int, float], None]) -> None:
-        self.statistics.runs += 1
-        self.statistics.run_ns += int(seconds * 1e9)
-        observe(self, rows, seconds)
+
+def give_back_memory() -> None:
+    """Return to the system what was freed: the GNU C library keeps much of it, above all that of other threads."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _read(folder: Path, settings: Settings) -> tuple[ServerManifest, Graph]:
+    """The bytes of the bundle are gone on return: the graph has its own."""
+    bundle = read_server(folder, public_key=settings.public_key)
+    messages = bundle.manifest.messages
+    inside = (messages.components, *messages.positions)
+    graph = Graph(bundle.files["server.onnx"], inside, (bundle.manifest.n_classes,), settings.threads)
+    return bundle.manifest, graph
+
+
+def _observer(name: str, statistics: Statistics, metrics: Metrics) -> Callable[[Run], None]:
+    rows, seconds, queue = (
+        histogram.labels(name) for histogram in (metrics.rows, metrics.run_seconds, metrics.queue_seconds)
+    )
+
+    def observe(run: Run) -> None:
+        statistics.runs += 1
+        statistics.run_ns += int(run.seconds * 1e9)
+        rows.observe(run.rows)
+        seconds.observe(run.seconds)
+        for waited in run.waited:
+            statistics.queued += 1
+            statistics.queue_ns += int(waited * 1e9)
+            queue.observe(waited)
+
+    return observe

@@ -4,19 +4,26 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from splitveil.errors import BundleError, ServeError
 from splitveil.files import is_there
+from splitveil.serve.changes import Change, Changes
+from splitveil.serve.folders import folders_in, look, versions_in
+from splitveil.serve.logs import own
 from splitveil.serve.metrics import Metrics
-from splitveil.serve.model import Model
+from splitveil.serve.model import Model, give_back_memory
 from splitveil.serve.refusal import RefusedError
 from splitveil.serve.settings import Settings
 
 MANIFEST = "manifest.json"
 # Names come from clients too: none may lead out of a root.
 _NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+By = Literal["start", "watch", "hangup", "client"]
 _log = logging.getLogger("splitveil.serve")
 
 
@@ -54,7 +61,11 @@ class Models:
     metrics: Metrics
     roots: list[Path]
     places: dict[str, dict[str, Place]] = field(default_factory=dict)
-    _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # One for all, as the C library keeps what was freed for the thread that it was freed in.
+    _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "splitveil-load"))
+
+    def __post_init__(self) -> None:
+        self._changes = Changes(self._make)
 
     def get(self, name: str, version: str = "") -> Model:
         """The model of that name: the highest version where none is named.
@@ -90,26 +101,47 @@ class Models:
         """Read all versions of a model again; a bad bundle leaves the one that is served in its place.
 
         Raises:
-            RefusedError: there is no such model, or a bundle was refused.
+            RefusedError: there is no such model, a bundle was refused, or too many changes wait.
         """
-        async with self._changing:
-            self._find(name)
-            places = list(self.places.get(name, {}).values())
-            if not places:
-                raise RefusedError("missing", f"no model {name[:100]!r} here")
-            for place in places:
-                await self._renew(name, place)
-        if any(place.refused for place in places):
-            raise RefusedError("invalid", f"a bundle of {name!r} is refused; the server's log says why")
+        self._check_known(name)
+        await self._changes.ask("load", name)
 
     async def unload(self, name: str) -> None:
-        """Serve a model no more, until it is loaded again; raises `RefusedError` where there is none."""
-        async with self._changing:
-            if not self.places.get(name):
-                raise RefusedError("missing", f"no model {name[:100]!r} here")
-            for place in self.places[name].values():
+        """Serve a model no more, until it is loaded again; raises `RefusedError` as `load` does."""
+        self._check_known(name)
+        await self._changes.ask("unload", name)
+
+    def _check_known(self, name: str) -> None:
+        """Raises `RefusedError` where there is no such model, nor may be one in a root."""
+        if not (
+            self.places.get(name) or (_NAME.fullmatch(name) and any(versions_in(root / name) for root in self.roots))
+        ):
+            raise RefusedError("missing", f"no model {name[:100]!r} here")
+
+    async def _make(self, change: Change, name: str) -> RefusedError | None:
+        """Make a change for a client; why it was refused, if it was."""
+        if change == "load":
+            self._find(name)
+        places = list(self.places.get(name, {}).values())
+        if not places:
+            return RefusedError("missing", f"no model {name[:100]!r} here")
+        for place in places:
+            if change == "load":
+                await self._renew(name, place, "client")
+            else:
                 self._forget(place)
-        _log.info("unloaded", extra={"fields": {"model": name}})
+                give_back_memory()
+        if change == "load" and any(place.refused for place in places):
+            return RefusedError("invalid", f"a bundle of {name!r} is refused; the server's log says why")
+        return None
+
+    async def reload(self) -> None:
+        """Read all models again, for the operator."""
+        async with self._changes.turn:
+            for name in self._names():
+                self._find(name)
+                for place in self.places.get(name, {}).values():
+                    await self._renew(name, place, "hangup")
 
     async def refresh(self, before: dict[Path, tuple[object, ...]]) -> dict[Path, tuple[object, ...]]:
         """Load what has changed on disk, once it stands still.
@@ -120,41 +152,48 @@ class Models:
         Returns:
             What they look like now.
         """
-        async with self._changing:
-            for name in {path.name for root in self.roots for path in _folders(root)}:
+        async with self._changes.turn:
+            for name in self._names():
                 self._find(name)
-            now = {place.folder: _look(place.folder) for place in self.all}
+            now = {place.folder: look(place.folder) for place in self.all}
             for name, versions in self.places.items():
                 for place in versions.values():
-                    look = now[place.folder]
-                    if look != place.seen and look == before.get(place.folder):
-                        await self._renew(name, place)
+                    seen = now[place.folder]
+                    if seen != place.seen and seen == before.get(place.folder):
+                        await self._renew(name, place, "watch")
         return now
 
-    async def _renew(self, name: str, place: Place) -> None:
+    def _names(self) -> set[str]:
+        """Of all models that are known, and of those that may have appeared."""
+        return {*self.places, *(path.name for root in self.roots for path in folders_in(root))}
+
+    async def _renew(self, name: str, place: Place, by: By) -> None:
         """Swap in what the folder holds now, if it is good."""
-        place.seen = _look(place.folder)
+        place.seen = look(place.folder)
         try:
-            model = await asyncio.to_thread(load, place, self.settings, self.metrics)
+            model = await asyncio.get_running_loop().run_in_executor(
+                self._thread, load, place, self.settings, self.metrics
+            )
             if model.name != name:
                 raise BundleError(f"{place.folder} holds the model {model.name!r} now, not {name!r}; serve it anew")
         except BundleError as error:
             place.refused = str(error)
             self.metrics.reloads.labels("refused").inc()
-            _log.error("bundle refused", extra={"fields": {
-                "model": name, "version": place.version, "reason": str(error), "still_served": place.model is not None,
-            }})  # fmt: skip
+            _log.error("bundle refused", extra=_said(
+                by, model=name, version=place.version, reason=str(error), still_served=place.model is not None,
+            ))  # fmt: skip
         else:
             self._forget(place)
-            self._serve(place, model)
+            give_back_memory()
+            self._serve(place, model, by)
 
-    def _serve(self, place: Place, model: Model) -> None:
+    def _serve(self, place: Place, model: Model, by: By) -> None:
         place.model, place.refused = model, ""
         self.metrics.reloads.labels("loaded").inc()
         self.metrics.models.labels(model.name, place.version, model.manifest.identity).set(1)
-        _log.info("loaded", extra={"fields": {
-            "model": model.name, "version": place.version, "identity": model.manifest.identity,
-        }})  # fmt: skip
+        _log.info("loaded", extra=_said(
+            by, model=model.name, version=place.version, identity=model.manifest.identity, mixes=model.mixes,
+        ))  # fmt: skip
 
     def _forget(self, place: Place) -> None:
         if place.model:
@@ -164,7 +203,7 @@ class Models:
     def _find(self, name: str) -> None:
         """Versions that have appeared or gone in the roots."""
         for root in self.roots:
-            folders = {path.name: path for path in _versions(root / name)} if _NAME.fullmatch(name) else {}
+            folders = {path.name: path for path in versions_in(root / name)} if _NAME.fullmatch(name) else {}
             versions = self.places.setdefault(name, {}) if folders else self.places.get(name, {})
             for version, path in folders.items():
                 if version not in versions:
@@ -192,7 +231,7 @@ def open_models(folders: Sequence[str | Path], settings: Settings) -> Models:
     for folder in map(Path, folders):
         found = _places(folder, models)
         for place in found:
-            place.seen = _look(place.folder)
+            place.seen = look(place.folder)
             model = load(place, settings, models.metrics)
             named = place.folder.parent.name if place.folder != folder else model.name
             if named != model.name:
@@ -207,7 +246,7 @@ def open_models(folders: Sequence[str | Path], settings: Settings) -> Models:
                     f"under another --name, or put versions of one model into {model.name}/1 and {model.name}/2"
                 )
             versions[place.version] = place
-            models._serve(place, model)
+            models._serve(place, model, "start")
             models.places[model.name] = _sorted(versions)
     if not models.places:
         raise ServeError("there is no bundle to serve; name a folder 'server' that 'splitveil export' wrote")
@@ -216,12 +255,12 @@ def open_models(folders: Sequence[str | Path], settings: Settings) -> Models:
 
 def load(place: Place, settings: Settings, metrics: Metrics) -> Model:
     """The model of a place, checked whole and warmed; raises `BundleError`."""
+    return Model(place.folder, place.version, settings, metrics)
 
-    def observe(model: Model, rows: int, seconds: float) -> None:
-        metrics.rows.labels(model.name).observe(rows)
-        metrics.run_seconds.labels(model.name).observe(seconds)
 
-    return Model(place.folder, place.version, settings, observe)
+def _said(by: By, **fields: object) -> dict[str, object]:
+    """For a line about a bundle: clients cause as many as they like, all others are the operator's."""
+    return {**own(by=by, **fields), "own": by != "client"}
 
 
 def _places(folder: Path, models: Models) -> list[Place]:
@@ -229,7 +268,7 @@ def _places(folder: Path, models: Models) -> list[Place]:
         return [Place(folder, "1")]  # reading it says what is wrong with it, if anything
     if is_there(folder / "server" / MANIFEST):
         raise ServeError(f"{folder} holds both bundles of an export; serve {folder / 'server'}")
-    found = [Place(path, path.name) for name in _folders(folder) for path in _versions(name)]
+    found = [Place(path, path.name) for name in folders_in(folder) for path in versions_in(name)]
     if not found:
         raise ServeError(
             f"{folder} holds no server bundle, nor NAME/VERSION folders of them; name what 'splitveil export' wrote"
@@ -238,27 +277,5 @@ def _places(folder: Path, models: Models) -> list[Place]:
     return found
 
 
-def _versions(folder: Path) -> list[Path]:
-    """Folders of bundles, named by a number."""
-    return [path for path in _folders(folder) if path.name.isascii() and path.name.isdecimal()]
-
-
-def _folders(folder: Path) -> list[Path]:
-    """What lies in a folder and is one; nothing where the folder is gone."""
-    try:
-        return [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    except OSError:
-        return []
-
-
 def _sorted(versions: dict[str, Place]) -> dict[str, Place]:
     return dict(sorted(versions.items(), key=lambda item: int(item[0]), reverse=True))
-
-
-def _look(folder: Path) -> tuple[object, ...]:
-    """What changes when a file in the folder does."""
-    try:
-        stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
-    except OSError:
-        return ()
-    return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)

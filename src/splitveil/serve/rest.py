@@ -5,10 +5,12 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from splitveil.serve.access import Recorded, note
 from splitveil.serve.body import read_body, read_head
 from splitveil.serve.metadata import (
     model_config,
@@ -56,7 +58,8 @@ def rest_application(service: Service) -> Starlette:
             )
         ),
     ]
-    application = Starlette(routes=routes, exception_handlers={HTTPException: _unrouted})
+    recorded = Middleware(Recorded, service.metrics, service.settings.access_log)
+    application = Starlette(routes=routes, middleware=[recorded], exception_handlers={HTTPException: _unrouted})
     application.state.service = service
     return application
 
@@ -77,9 +80,11 @@ class _Rest:
                 return await handler(request)
             except RefusedError as refusal:
                 self._service.metrics.refusals.labels(refusal.reason).inc()
+                note(reason=refusal.reason)
                 return _refused(refusal)
             except Exception as error:
                 self._service.metrics.refusals.labels("fault").inc()
+                note(reason="fault")
                 return _refused(fault(error))
 
         return answer

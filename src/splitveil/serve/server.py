@@ -5,28 +5,26 @@ import contextlib
 import logging
 import os
 import resource
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
-from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from splitveil.errors import ServeError
 from splitveil.serve.connection import LONGEST_HEAD, Connection
-from splitveil.serve.grpc_service import GrpcService
-from splitveil.serve.logs import places
-from splitveil.serve.refusal import fault
+from splitveil.serve.grpc_handlers import grpc_handlers
+from splitveil.serve.logs import own, places
+from splitveil.serve.reload import reload_when_asked, watch
 from splitveil.serve.repository import Models
 from splitveil.serve.rest import rest_application
 from splitveil.serve.service import Service
 from splitveil.serve.settings import Settings
-from splitveil.serve.tls import grpc_credentials, http_context
+from splitveil.serve.signals import listening
+from splitveil.serve.tls import Certificates, certificates
 
 QUIET_SECONDS = 0.3
 """How long connections stay open once draining has begun: what is on its way still gets a proper answer."""
@@ -62,23 +60,25 @@ async def serve(models: Models, settings: Settings, on_ready: Callable[[Addresse
     Raises:
         ServeError: an address, the tokens or the certificates cannot be used.
     """
-    service = Service(models, settings)
+    service, certified = Service(models, settings), certificates(settings)
     asyncio.get_running_loop().set_exception_handler(_lost)
     for sentence in settings.warnings:
-        _log.warning(sentence)
+        _log.warning(sentence, extra=own())
     _allow_files(2 * settings.max_connections + SPARE_FILES)
-    with _stopping() as stop:
-        async with _http(service) as http, _grpc(service) as rpc:
+    with listening() as asked:
+        async with _http(service, certified) as http, _grpc(service, certified) as rpc:
             on_ready(Addresses(http.url, rpc.address))
-            _log.info("ready", extra={"fields": {"rest": http.url, "grpc": rpc.address}})
-            watching = asyncio.create_task(_watch(service)) if settings.reload else None
-            await stop.wait()
+            _log.info("ready", extra=own(rest=http.url, grpc=rpc.address))
+            reloading = [asyncio.create_task(reload_when_asked(service, certified, asked.reload))]
+            if settings.reload:
+                reloading.append(asyncio.create_task(watch(service)))
+            await asked.stop.wait()
             service.draining = True
-            _log.info("draining")
-            if watching:
-                watching.cancel()
+            _log.info("draining", extra=own())
+            for task in reloading:
+                task.cancel()
             await asyncio.gather(http.drain(), rpc.drain())
-    _log.info("stopped")
+    _log.info("stopped", extra=own())
 
 
 class _Http:
@@ -116,7 +116,7 @@ class _Grpc:
 
 
 @asynccontextmanager
-async def _http(service: Service) -> AsyncIterator[_Http]:
+async def _http(service: Service, certified: Certificates | None) -> AsyncIterator[_Http]:
     settings = service.settings
     # Only what a connection reads of it matters; uvicorn's own server is not used.
     config = Config(
@@ -124,7 +124,7 @@ async def _http(service: Service) -> AsyncIterator[_Http]:
         date_header=False, proxy_headers=False, timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]
     )  # fmt: skip
     config.load()
-    state, context = ServerState(), http_context(settings)
+    state, context = ServerState(), certified.http if certified else None
     connections: set[Connection] = state.connections  # type: ignore[assignment]
     patience = settings.timeout if context else None
     try:
@@ -146,7 +146,7 @@ async def _http(service: Service) -> AsyncIterator[_Http]:
 
 
 @asynccontextmanager
-async def _grpc(service: Service) -> AsyncIterator[_Grpc]:
+async def _grpc(service: Service, certified: Certificates | None) -> AsyncIterator[_Grpc]:
     settings = service.settings
     milliseconds = int(settings.timeout * 1000)
     server = grpc.aio.server(
@@ -165,9 +165,9 @@ async def _grpc(service: Service) -> AsyncIterator[_Grpc]:
         ],
         maximum_concurrent_rpcs=settings.max_connections,
     )
-    add_GRPCInferenceServiceServicer_to_server(GrpcService(service), server)
+    server.add_generic_rpc_handlers(grpc_handlers(service))
     address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
-    credentials = grpc_credentials(settings)
+    credentials = certified.grpc() if certified else None
     try:
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
@@ -181,35 +181,11 @@ async def _grpc(service: Service) -> AsyncIterator[_Grpc]:
         await server.stop(None)
 
 
-async def _watch(service: Service) -> None:
-    """Load what changes on disk."""
-    looks: dict[Path, tuple[object, ...]] = {}
-    while True:
-        await asyncio.sleep(service.settings.reload)
-        try:
-            looks = await service.models.refresh(looks)
-        except Exception as error:
-            fault(error)  # whatever it is, looking goes on
-
-
 def _lost(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What nobody caught; the loop's own handler would log texts of exceptions, which may hold values of a tensor."""
     error = context.get("exception")
     where = places(error) if isinstance(error, BaseException) else ""
     _log.error("lost exception", extra={"fields": {"traceback": where}})
-
-
-@contextmanager
-def _stopping() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield stop
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
 
 
 def _allow_files(wanted: int) -> None:
@@ -220,7 +196,7 @@ def _allow_files(wanted: int) -> None:
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if most < wanted:
-        _log.warning("fewer files may be open than max_connections need", extra={"fields": {"limit": most}})
+        _log.warning("fewer files may be open than max_connections need", extra=own(limit=most))
 
 
 def _bracketed(host: str) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from splitveil.serve.access import note
 from splitveil.serve.model import Model
 from splitveil.serve.query import LARGE_BODY, LOGITS, Query, read_coefficients
 from splitveil.serve.refusal import Reason, RefusedError
@@ -119,6 +120,7 @@ class Service:
         self.metrics.count(model.name if model else "", protocol, reason or "ok", taken, received, sent)
         if reason:
             self.metrics.refusals.labels(reason).inc()
+            note(reason=reason)
         if model is None:
             return
         statistics = model.statistics

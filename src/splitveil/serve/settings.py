@@ -42,6 +42,7 @@ class Settings:
             waking other threads does; 0 is one per core of this machine.
         reload: seconds between looks at the bundles' files; 0: never, new ones come by the repository's load call.
         control: whether clients may load and unload models.
+        access_log: whether each request is logged. That is not bounded: clients then decide how fast the log grows.
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +65,7 @@ class Settings:
     threads: int = 1
     reload: float = 0.0
     control: bool = True
+    access_log: bool = False
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():

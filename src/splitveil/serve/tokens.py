@@ -5,6 +5,7 @@ import hmac
 from pathlib import Path
 
 from splitveil.errors import ServeError
+from splitveil.serve.access import note
 from splitveil.serve.refusal import RefusedError
 
 SHORTEST = 16
@@ -52,7 +53,7 @@ class Tokens:
         return bool(self._digests)
 
     def check(self, authorization: bytes) -> None:
-        """Let a request in by its header ``Authorization``.
+        """Let a request in by its header ``Authorization``; the log calls the token by its SHA-256's first 8 digits.
 
         Raises:
             RefusedError: it names no known token.
@@ -65,3 +66,4 @@ class Tokens:
         known = sum(hmac.compare_digest(given, digest) for digest in self._digests)
         if scheme.lower() != b"bearer" or not known:
             raise RefusedError("unauthenticated", "this server asks for a token: send 'Authorization: Bearer TOKEN'")
+        note(token=given.hex()[:8])
