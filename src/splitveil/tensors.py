@@ -13,7 +13,7 @@ from splitveil.errors import RunError
 from splitveil.files import write_with
 
 # safetensors keeps only strings beside the tensors; ours are one JSON object under this key.
-_FACTS = "splitveil"
+FACTS = "splitveil"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -22,7 +22,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any])
     plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    metadata = {_FACTS: json.dumps(facts, allow_nan=False)}
+    metadata = {FACTS: json.dumps(facts, allow_nan=False)}
 
     def save(temporary: str) -> None:
         try:
@@ -41,7 +41,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[_FACTS])
+            facts = json.loads((file.metadata() or {})[FACTS])
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (no mapping)
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist; train first") from error

@@ -10,11 +10,22 @@ from typing import Any
 
 from splitveil.data import celeba, digit_pairs, folder, people, qmnist, utkface
 from splitveil.data.dataset import Dataset, Part
+from splitveil.data.listing import DataWarning
 from splitveil.data.source import Progress, Source
 from splitveil.data.unlabelled import Unlabelled, load_unlabelled
 from splitveil.errors import DataError
 
-__all__ = ["NAMES", "Dataset", "Part", "Progress", "Unlabelled", "load_data", "load_unlabelled", "photo_crop"]
+__all__ = [
+    "NAMES",
+    "DataWarning",
+    "Dataset",
+    "Part",
+    "Progress",
+    "Unlabelled",
+    "load_data",
+    "load_unlabelled",
+    "photo_crop",
+]
 
 _LOADERS: dict[str, Callable[..., Dataset]] = {
     "digit-pairs": digit_pairs.load,

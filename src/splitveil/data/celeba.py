@@ -1,14 +1,16 @@
 """celeba: faces with forty binary attributes, and who they show."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from splitveil.data.cache import cached, list_files
+from splitveil.data.cache import cached
 from splitveil.data.dataset import Dataset
 from splitveil.data.duplicates import THRESHOLD
 from splitveil.data.images import Picture, check_skipped, decode
+from splitveil.data.listing import list_files
 from splitveil.data.source import Source
 from splitveil.errors import DataError
 from splitveil.picture import Box
@@ -49,19 +51,18 @@ def load(source: Source, *, target: str = "Smiling", hidden: str | Sequence[str]
         IDENTITIES,
         home="get them from the CelebA project of Liu and others (aligned images)",
     )
-    files = [
-        file
-        for file in list_files(folder, (".jpg", ".png", ".txt"))
-        if file[0].startswith(f"{FOLDER}/") or file[0] in (ATTRIBUTES, IDENTITIES)
-    ]
-    options = {"target": target, "hidden": names, "size": SIZE}
-    images = [path for path, _, _ in files if path.startswith(f"{FOLDER}/")]
-    return cached(source, folder, files, options, lambda: _build(source, folder, images, [target, *names]))
+    listing = list_files(folder / FOLDER, (".jpg", ".png"))
+    images = [f"{FOLDER}/{path}" for path in listing.files]
+    options = {"target": target, "hidden": names, "size": SIZE, "skipped": listing.skipped}
+    build = partial(_build, source, folder, images, [target, *names], listing.skipped)
+    return cached(source, folder, [*images, ATTRIBUTES, IDENTITIES], options, build)
 
 
 def _hidden_names(target: str, hidden: str | Sequence[str] | None) -> tuple[str, ...]:
     if hidden is None:
         return tuple(name for name in HIDDEN if name != target)
+    if not all(isinstance(name, str) for name in (target, *(hidden if isinstance(hidden, Sequence) else (hidden,)))):
+        raise DataError(f"target={target!r} and hidden={hidden!r} must be names of attributes, such as Smiling")
     return (hidden,) if isinstance(hidden, str) else tuple(hidden)
 
 
@@ -71,14 +72,14 @@ def face_box(width: float, height: float) -> Box:
     return left * width / _WIDTH, top * height / _HEIGHT, right * width / _WIDTH, bottom * height / _HEIGHT
 
 
-def _build(source: Source, folder: Path, images: list[str], wanted: list[str]) -> Dataset:
+def _build(source: Source, folder: Path, images: list[str], wanted: list[str], left_out: tuple[str, ...]) -> Dataset:
     attributes = read_attributes(folder / ATTRIBUTES, wanted)
     people = _read_identities(folder / IDENTITIES)
     listed = [path for path in images if Path(path).name in attributes and Path(path).name in people]
     decoded = decode(source, folder, [Picture(path, face_box) for path in listed], SIZE)
     unlisted = [f"{path}: not in both lists" for path in sorted(set(images) - set(listed))]
-    skipped = [*unlisted, *decoded.skipped]
-    check_skipped(source, skipped, len(images))
+    skipped = [*left_out, *unlisted, *decoded.skipped]
+    check_skipped(source, skipped, len(images) + len(left_out))
     names = [Path(listed[row]).name for row in decoded.rows]
     target, *hidden = np.array([attributes[name] for name in names]).T
     return Dataset.from_arrays(

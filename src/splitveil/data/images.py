@@ -1,6 +1,6 @@
 """Picture files to pixels, in parallel; what cannot be read is left out and named."""
 
-import struct
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,18 +9,15 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
+from splitveil.data.listing import shown
 from splitveil.data.source import Source
 from splitveil.errors import DataError
 from splitveil.picture import Crop, Pixels, read_photo
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-
 Size = tuple[int, int]  # (height, width)
 
-# What Pillow's readers raise for files that are truncated, corrupt, or no images at all.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_TOGETHER = 1024  # pictures that wait for a thread at once: a million of them would fill memory
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,21 @@ def decode(
     def work(row: int) -> None:
         try:
             pixels[row] = read_picture(folder, pictures[row], size, channels=channels)
-        except _UNREADABLE as error:
-            problems[row] = f"{pictures[row].file}: {_reason(error)}"
+        except Exception as error:  # Pillow's readers raise whatever their formats bring about
+            problems[row] = f"{shown(pictures[row].file)}: {_reason(error)}"
 
-    with ThreadPoolExecutor() as pool:
-        for done, _ in enumerate(pool.map(work, range(len(pictures)))):
-            source.report(done + 1, len(pictures), "decoding")
-    rows = np.array([row for row, problem in enumerate(problems) if problem is None], np.int64)
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")  # of damaged metadata, and of photos of 90 megapixels
+        for start in range(0, len(pictures), _TOGETHER):
+            some = range(start, min(start + _TOGETHER, len(pictures)))
+            for row, _ in zip(some, pool.map(work, some), strict=True):
+                source.report(row + 1, len(pictures), "decoding")
+    rows = [row for row, problem in enumerate(problems) if problem is None]
+    for place, row in enumerate(rows):  # in place, because a copy of all might not fit into memory
+        if place != row:
+            pixels[place] = pixels[row]
     skipped = tuple(problem for problem in problems if problem is not None)
-    return Decoded(pixels[rows] if skipped else pixels, rows, skipped)
+    return Decoded(pixels[: len(rows)], np.array(rows, np.int64), skipped)
 
 
 def read_picture(folder: Path, picture: Picture, size: Size, *, channels: Literal[1, 3] = 3) -> Pixels:
@@ -90,5 +93,6 @@ def check_skipped(source: Source, skipped: Sequence[str], total: int) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if text and not isinstance(error, UnidentifiedImageError) else "not an image"
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -8,17 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splitveil.data.cache import File, cached, list_files
+from splitveil.data.cache import cached
 from splitveil.data.dataset import Dataset
 from splitveil.data.duplicates import THRESHOLD, same_person_groups, signatures
 from splitveil.data.facescrub import ANNOTATIONS, pictures_of
-from splitveil.data.images import SUFFIXES, check_skipped, decode
+from splitveil.data.images import check_skipped, decode
+from splitveil.data.listing import list_files
 from splitveil.data.source import Source
 from splitveil.errors import DataError
 
 SIZE = (50, 50)
 GENDERS = ("male", "female")
 GENDER_FOLDERS = ("actors", "actresses")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MIN_IMAGES = 10  # fewer can hardly be in every part while near duplicates stay together
 
 
@@ -37,13 +39,12 @@ def load(source: Source) -> Dataset:
             in every part.
     """
     folder = source.folder(*GENDER_FOLDERS, home=_HOMES.get(source.name, "one folder of images a person"))
-    wanted = tuple(f"{gender}/" for gender in GENDER_FOLDERS)
-    files = [
-        file
-        for file in list_files(folder, (*SUFFIXES, ".txt"))
-        if file[0] in ANNOTATIONS or (file[0].startswith(wanted) and not file[0].endswith(".txt"))
-    ]
-    return cached(source, folder, files, {"size": SIZE}, lambda: _build(source, folder, files))
+    listings = {gender: list_files(folder / gender, SUFFIXES) for gender in GENDER_FOLDERS}
+    images = [f"{gender}/{path}" for gender, listing in listings.items() for path in listing.files]
+    left_out = [f"{gender}/{line}" for gender, listing in listings.items() for line in listing.skipped]
+    files = [*images, *(name for name in ANNOTATIONS if (folder / name).exists())]
+    options = {"size": SIZE, "skipped": left_out}
+    return cached(source, folder, files, options, lambda: _build(source, folder, images, left_out))
 
 
 _HOMES = {
@@ -52,16 +53,15 @@ _HOMES = {
 }
 
 
-def _build(source: Source, folder: Path, files: list[File]) -> Dataset:
-    images = [path for path, _, _ in files if path not in ANNOTATIONS]
+def _build(source: Source, folder: Path, images: list[str], left_out: list[str]) -> Dataset:
     if misplaced := [path for path in images if path.count("/") != 2]:
         raise DataError(
             f"{misplaced[0]} in {folder} is not in a person's folder; move it to {GENDER_FOLDERS[0]}/<Name>/"
         )
     pictures, unlisted = pictures_of(source, folder, images)
     decoded = decode(source, folder, pictures, SIZE)
-    skipped = [*unlisted, *decoded.skipped]
-    check_skipped(source, skipped, len(images))
+    skipped = [*left_out, *unlisted, *decoded.skipped]
+    check_skipped(source, skipped, len(images) + len(left_out))
     people = [_person(pictures[row].file) for row in decoded.rows]
     rows, names, too_few = _frequent(people)
     data = _dataset(source, decoded.pixels[rows], [people[row] for row in rows], names, [*skipped, *too_few])

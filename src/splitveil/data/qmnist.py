@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splitveil.data.cache import cached, list_files
+from splitveil.data.cache import cached
 from splitveil.data.dataset import Dataset
 from splitveil.data.source import Source
 from splitveil.errors import DataError
@@ -37,7 +37,7 @@ def load(source: Source, *, writers: int = 100) -> Dataset:
     expected = [f"{name}.gz|{name}" for name in (IMAGES, LABELS)]
     folder = source.folder(*expected, home="get them from the QMNIST project of Yadav and Bottou")
     images, labels = (_present(folder, name) for name in (IMAGES, LABELS))
-    files = [file for file in list_files(folder) if folder / file[0] in (images, labels)]
+    files = [str(path.relative_to(folder)) for path in (images, labels)]
     return cached(source, folder, files, {"writers": writers}, lambda: _build(source, images, labels, writers))
 
 

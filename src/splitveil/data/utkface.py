@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from splitveil.data.cache import File, cached, list_files
+from splitveil.data.cache import cached
 from splitveil.data.dataset import Dataset
 from splitveil.data.duplicates import THRESHOLD
 from splitveil.data.images import Picture, check_skipped, decode
+from splitveil.data.listing import Listing, list_files, shown
 from splitveil.data.source import Source
 
 SIZE = (50, 50)
@@ -33,17 +34,18 @@ def load(source: Source) -> Dataset:
         DataError: if the folder is missing, or more than 1 % of its files cannot be used.
     """
     folder = source.folder(home="get the aligned and cropped faces from the UTKFace project of Zhang and others")
-    files = list_files(folder, (".jpg",))
-    return cached(source, folder, files, {"size": SIZE}, lambda: _build(source, folder, files))
+    listing = list_files(folder, (".jpg",))
+    options = {"size": SIZE, "skipped": listing.skipped}
+    return cached(source, folder, listing.files, options, lambda: _build(source, folder, listing))
 
 
-def _build(source: Source, folder: Path, files: list[File]) -> Dataset:
-    matches = {path: _NAME.match(Path(path).name) for path, _, _ in files}
+def _build(source: Source, folder: Path, listing: Listing) -> Dataset:
+    matches = {path: _NAME.match(Path(path).name) for path in listing.files}
     fields = {path: [int(group) for group in match.groups()] for path, match in matches.items() if match}
     decoded = decode(source, folder, [Picture(path) for path in fields], SIZE)
-    malformed = [f"{path}: the name lacks age, gender or race" for path, match in matches.items() if not match]
-    skipped = [*malformed, *decoded.skipped]
-    check_skipped(source, skipped, len(files))
+    malformed = [f"{shown(path)}: the name lacks age, gender or race" for path, match in matches.items() if not match]
+    skipped = [*listing.skipped, *malformed, *decoded.skipped]
+    check_skipped(source, skipped, len(listing.files) + len(listing.skipped))
     age, gender, race = np.array(list(fields.values()))[decoded.rows].T
     return Dataset.from_arrays(
         decoded.pixels,
