@@ -48,6 +48,11 @@ class View:
     def __len__(self) -> int:
         return len(self.sent)
 
+    def at(self, rows: Tensor) -> "View":
+        """Some of the messages, by their indices."""
+        features = None if self.features is None else self.features[rows]
+        return View(self.sent[rows], self.kept[rows], self.public, features)
+
     @property
     def length(self) -> Tensor:
         """The frames' lengths as a share of the longest possible one, (N,)."""

@@ -2,7 +2,11 @@
 
 import errno
 import os
+import signal
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +28,7 @@ from splitveil.cli import (
     serve,
     train,
 )
-from splitveil.cli.output import MISTAKE, fail
+from splitveil.cli.output import MISTAKE, Stopped, fail, note
 from splitveil.errors import SplitveilError
 from splitveil.extras import explain_missing
 from splitveil.version import __version__
@@ -90,7 +94,50 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence and exit code 2, never a traceback."""
+    """Entry point: a user's mistake or signal is one sentence and an exit code, never a traceback."""
+    with _signals() as caught, _warnings_as_notes():
+        try:
+            code = _run()
+        except Stopped as stopped:
+            typer.echo(f"splitveil: {stopped}", err=True)
+            code = 128 + caught[-1]
+    sys.exit(code)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGTERM ends a command as Ctrl-C does, so that files are put in order first; yields the signals that came."""
+    caught = [int(signal.SIGINT)]
+
+    def end(number: int, _frame: object) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Our own warnings are sentences for the user; others keep their form."""
+    with warnings.catch_warnings():
+        otherwise = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category.__module__.startswith("splitveil"):
+                note(str(message))
+            else:
+                otherwise(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
+
+
+def _run() -> int:
+    """Run the command, and return its exit code."""
     try:
         code = app(prog_name="splitveil", standalone_mode=False)
         sys.stdout.flush()
@@ -110,4 +157,6 @@ def main() -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written has no place to go
         fail("the output cannot be written: no space is left where it goes")
-    sys.exit(code if isinstance(code, int) else 0)
+    if code == 128 + signal.SIGINT:  # typer has made this of KeyboardInterrupt
+        raise Stopped("stopped before it was done")
+    return code if isinstance(code, int) else 0

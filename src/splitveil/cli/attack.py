@@ -74,8 +74,8 @@ def attack(
             else:
                 veil = _veil(cut, data.train.images(slice(0, 1)), kind, m, epsilon, relative, operator)
         found = {name: leakage(cut, veil, data, hidden=name, seed=seed, progress=progress) for name in names}
-    for warning in caught:
-        note(str(warning.message))
+    for sentence in dict.fromkeys(str(warning.message) for warning in caught):
+        note(sentence)
     result: dict[str, Any] = {
         "run": str(run), "data": data.name, "split": split, "method": kind, "m": m, "epsilon": epsilon,
         "relative": relative, "operator": _operator(veil), "seed": seed, "message_shape": list(veil.message.shape),

@@ -16,7 +16,7 @@ def data(
     quiet: Quiet = False,
 ) -> None:
     """Load a data set (decoding it once, into the cache) and describe it."""
-    from splitveil.data import NAMES, load_data
+    from splitveil.data import NAMES, left_out, load_data
 
     if name is None:
         print_json({"names": list(NAMES)}) if as_json else print_table("data sets", ["name"], [[n] for n in NAMES])
@@ -39,5 +39,5 @@ def data(
     facts["classes"] = ", ".join(loaded.classes)
     facts["input_shape"] = " × ".join(map(str, loaded.input_shape))
     facts["hidden"] = ", ".join(f"{key} ({len(names)} values)" for key, names in loaded.hidden_classes.items())
-    facts["skipped"] = "\n".join(loaded.skipped) or "none"
+    facts["skipped"] = left_out(loaded.skipped) or "none"
     print_table(f"data set {name}", ["fact", "value"], list(facts.items()))

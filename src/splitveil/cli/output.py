@@ -46,14 +46,17 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
+class Stopped(BaseException):
+    """The user ended the command; says in a sentence what became of the work."""
+
+
 @contextmanager
 def going_on(where: str) -> Iterator[None]:
     """Around long work that resumes: who stops it learns that nothing is lost."""
     try:
         yield
-    except KeyboardInterrupt:
-        typer.echo(f"splitveil: stopped; the same command goes on {where}", err=True)
-        raise
+    except KeyboardInterrupt as error:
+        raise Stopped(f"stopped; the same command goes on {where}") from error
 
 
 Report = Callable[[int, int, str], None]

@@ -34,7 +34,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train the paper's network (Table 1) on a data set's target; hidden attributes are not touched."""
-    from splitveil.data import load_data
+    from splitveil.data import left_out, load_data
     from splitveil.runs import train_run
     from splitveil.train import Recipe, fastest_precision
 
@@ -60,6 +60,6 @@ def train(
         "recipe": f"{recipe}, changed by --set" if changed else recipe,
         "settings": ", ".join(f"{name} {value}" for name, value in asdict(settings).items()),
         "loss": f"{history[-1].loss:.4f}", "validation_accuracy": f"{history[-1].val_accuracy:.1%}",
-        "skipped": "\n".join(loaded.skipped) or "none",
+        "skipped": left_out(loaded.skipped) or "none",
     }  # fmt: skip
     print_table("trained", ["fact", "value"], list(shown.items()))

@@ -10,7 +10,7 @@ from typing import Any
 
 from splitveil.data import celeba, digit_pairs, folder, people, qmnist, utkface
 from splitveil.data.dataset import Dataset, Part
-from splitveil.data.listing import DataWarning
+from splitveil.data.listing import DataWarning, left_out
 from splitveil.data.source import Progress, Source
 from splitveil.data.unlabelled import Unlabelled, load_unlabelled
 from splitveil.errors import DataError
@@ -22,6 +22,7 @@ __all__ = [
     "Part",
     "Progress",
     "Unlabelled",
+    "left_out",
     "load_data",
     "load_unlabelled",
     "photo_crop",

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from splitveil.data.dataset import Dataset, Part
+from splitveil.data.listing import DataWarning
 from splitveil.data.source import Source
 from splitveil.data.splitting import PART_NAMES
 from splitveil.errors import RunError
@@ -142,6 +143,7 @@ def if_writable(write_it: Callable[[], None]) -> None:
     except (OSError, SafetensorError, RunError) as error:
         warnings.warn(
             f"the cache folder {cache_folder()} cannot be written ({error}); set SPLITVEIL_CACHE",
+            DataWarning,
             stacklevel=4,
         )
 

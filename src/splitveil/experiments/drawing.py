@@ -15,6 +15,16 @@ from splitveil.experiments.tables import Estimate
 COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000")
 MARKERS = "osD^vP*Xdph<>"
 GREY = "#57606a"
+STYLES = {
+    "distilled": ("#0072b2", "o"), "codebook": ("#d55e00", "D"), "server-aware": ("#009e73", "s"),
+    "covariance-aware": ("#56b4e9", "^"), "quantised": ("#e69f00", "v"), "device": ("#cc79a7", "*"),
+    "adversarial": ("#8250df", "P"), "pruning": ("#953800", "h"), "pca": ("#9a6700", "<"), "random": ("#d4a72c", ">"),
+    "noise": ("#0a3069", "p"), "gaussian": ("#a40e26", "8"), "bottleneck": ("#1b7c83", "d"), "blur": ("#bf3989", "x"),
+    "leace": ("#116329", "+"),
+}  # fmt: skip
+"""Colour and marker of each defence, the same in every plot; no two share either."""
+NEW = (GREY, ".")
+"""Of a defence that has no style yet."""
 _LINES: dict[str, Any] = {"prior": ":", "label": (0, (1, 2)), "logits": "-.", "raw": "--"}
 
 Panel = tuple[Axes, tuple[str, str]]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from splitveil.certificate import Certificate
 from splitveil.experiments.cells import Row
 from splitveil.experiments.comparisons import grouped, in_percent, lines_of, pairs_of, points_of, setting_text, shown
-from splitveil.experiments.drawing import GREY, curve, legend, panels
+from splitveil.experiments.drawing import GREY, NEW, STYLES, curve, legend, panels
 from splitveil.experiments.frontier import OURS, OURS_PLAIN, Point, Seeds, curves, rows_of, undefended
 from splitveil.experiments.goals import (
     DEFAULTS,
@@ -31,16 +31,7 @@ FIRST = 4
 """The cut that the small plot shows."""
 _NAMES = {OURS: "top, paper's training", OURS_PLAIN: "top"}
 _OWN = (*DEFAULTS, *OTHERS, OURS_PLAIN, OURS)
-_STYLES = {
-    "distilled": ("#0072b2", "o"), "codebook": ("#d55e00", "D"), "server-aware": ("#009e73", "s"),
-    "covariance-aware": ("#56b4e9", "^"), "quantised": ("#e69f00", "v"), OURS_PLAIN: ("#000000", "X"),
-    OURS: ("#8c959f", "X"), "device": ("#cc79a7", "*"), "adversarial": ("#8250df", "P"), "pruning": ("#953800", "h"),
-    "pca": ("#9a6700", "<"), "random": ("#bf8700", ">"), "noise": ("#57606a", "p"), "gaussian": ("#a40e26", "p"),
-    "bottleneck": ("#1b7c83", "d"), "blur": ("#7d8590", "d"), "leace": ("#4d2d00", "8"),
-}  # fmt: skip
-"""Colour and marker of each defence, the same in both plots."""
-_NEW = (GREY, ".")
-"""Of a defence that has no style yet."""
+_STYLES = {**STYLES, OURS_PLAIN: ("#000000", "X"), OURS: ("#8c959f", "1")}
 _LEFT, _RIGHT = -12.0, 70.0  # points of excess
 _TICKS = (-10, -5, -2, 0, 2, 5, 10, 20, 50)
 _BELOW, _ABOVE = 1.5, 8.0  # points of target error about the undefended model's
@@ -106,7 +97,7 @@ def _panel(axes: Axes, rows: Sequence[Row], data: str, hidden: str, cut: int) ->
     known = list(_STYLES)
     for name in sorted(found, key=lambda name: known.index(name) if name in _STYLES else len(known)):
         its = [(_excess(one, "logits"), _error(one)) for one in grouped(found[name])]  # as their settings come
-        colour, marker = _STYLES.get(name, _NEW)
+        colour, marker = _STYLES.get(name, NEW)
         own = name in _OWN
         curve(
             axes, [100 * x for x, _ in its], [_scaled(y) for _, y in its], colour, marker, _NAMES.get(name, name),

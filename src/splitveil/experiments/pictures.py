@@ -1,7 +1,7 @@
 """What a trained decoder recovers of the image, scored and shown: the raw feature, our messages, and the mean image."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from splitveil.attack import mean_image, reconstruct, similarity
 from splitveil.data import load_data
 from splitveil.experiments.accuracy import Numbers
 from splitveil.experiments.cells import Place, Report, Result, Row, slug
+from splitveil.experiments.drawing import bars
 from splitveil.experiments.tables import markdown
 from splitveil.experiments.training import Settings, TrainedCell, data_names, trained, within
 from splitveil.files import write_with
@@ -100,8 +101,11 @@ def table(rows: Sequence[Row]) -> str:
     pages = []
     for row in rows:
         lines = [
-            [name, *(_shown(scores[each], digits) for each, digits in (("ssim", 3), ("psnr", 2)))]
-            for name, scores in row.numbers["messages"].items()
+            [
+                name,
+                *(_shown(row.numbers["messages"][name][each], digits) for each, digits in (("ssim", 3), ("psnr", 2))),
+            ]
+            for name in ordered(row.numbers["messages"])
         ]
         pages.append(f"## {row.config['data']}\n\n{markdown(['decoded from', 'SSIM', 'PSNR, dB'], lines)}")
     return (
@@ -117,25 +121,41 @@ def _shown(estimate: Numbers, digits: int) -> str:
 
 
 def plot(rows: Sequence[Row]) -> Figure:
-    """SSIM and PSNR by message, a line per data set; the floor is the last one."""
+    """SSIM and PSNR of each message, data sets side by side; the last message says nothing, so it is the floor."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     grid = figure.subplots(1, 2)
+    names = ordered({name for row in rows for name in row.numbers["messages"]})
     for axes, score, label in zip(grid, ("ssim", "psnr"), ("SSIM", "PSNR, dB"), strict=True):
-        _panel(axes, rows, score)
+        _panel(axes, rows, names, score)
         axes.set_ylabel(label)
     grid[-1].legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _panel(axes: Axes, rows: Sequence[Row], score: str) -> None:
-    for row, (colour, marker) in zip(rows, _STYLES, strict=False):
-        scores = [each[score] for each in row.numbers["messages"].values()]
-        below = [each["value"] - each["low"] for each in scores]
-        above = [each["high"] - each["value"] for each in scores]
+def ordered(messages: Iterable[str]) -> list[str]:
+    """Messages by how much they hold: all of the feature first, then fewer and fewer coefficients, then nothing."""
+    whole, nothing = ("raw feature", "distortion-free"), "mean image"
+
+    def place(name: str) -> tuple[int, int]:
+        if name in whole:
+            return 0, whole.index(name)
+        return (2, 0) if name == nothing else (1, -int(name.removeprefix("m'=")))
+
+    return sorted(messages, key=place)
+
+
+def _panel(axes: Axes, rows: Sequence[Row], names: Sequence[str], score: str) -> None:
+    for index, (row, (colour, marker)) in enumerate(zip(rows, _STYLES, strict=False)):
+        scores = {name: each[score] for name, each in row.numbers["messages"].items()}
+        aside = 0.15 * (index - (len(rows) - 1) / 2)  # so that intervals do not hide each other
+        there = [place for place, name in enumerate(names) if name in scores]
+        # No line: the messages are kinds, not numbers.
         axes.errorbar(
-            list(row.numbers["messages"]), [each["value"] for each in scores], yerr=[below, above],
-            label=row.config["data"], color=colour, marker=marker, capsize=3,
+            [place + aside for place in there], [scores[names[place]]["value"] for place in there],
+            yerr=bars([scores[names[place]] for place in there]), label=row.config["data"], color=colour,
+            marker=marker, linestyle="none", capsize=3,
         )  # fmt: skip
+    axes.set_xticks(range(len(names)), names)
     axes.tick_params(axis="x", labelrotation=30, labelsize=9)
 
 

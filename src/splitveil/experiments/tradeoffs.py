@@ -19,7 +19,7 @@ from splitveil.experiments.comparisons import (
     several_table,
 )
 from splitveil.experiments.depth import cuts_plot, cuts_table
-from splitveil.experiments.drawing import COLOURS, GREY, MARKERS, curve, legend, panels, references
+from splitveil.experiments.drawing import COLOURS, GREY, NEW, STYLES, curve, legend, panels, references
 from splitveil.experiments.frontier import OURS, OURS_PLAIN, curves
 
 __all__ = [
@@ -81,8 +81,7 @@ def _style(name: str) -> tuple[str, str]:
     """Colour and marker, the same in every plot."""
     if name in BOTH:
         return (COLOURS[0], GREY)[BOTH.index(name)], "os"[BOTH.index(name)]
-    index = _OTHERS.index(name) if name in _OTHERS else len(_OTHERS)
-    return COLOURS[1:][index % (len(COLOURS) - 1)], MARKERS[2:][index % (len(MARKERS) - 2)]
+    return STYLES.get(name, NEW)
 
 
 def _both_references(axes: Axes, rows: Sequence[Row], data: str, hidden: str) -> None:

@@ -11,6 +11,7 @@ from splitveil.data import Dataset
 from splitveil.measure.features import RawFeatures
 from splitveil.measure.references import References, majority_correct, references_of
 from splitveil.measure.scores import AttackScore, Right
+from splitveil.measure.secrets import Secret
 from splitveil.measure.suite import PARTS, Question, best_attacks
 from splitveil.measure.transmission import view
 from splitveil.message import Obfuscator
@@ -43,7 +44,7 @@ class Leakage:
         validation: accuracy of each attack on validation.
         target_validation: accuracy of the answer from the messages of the validation part.
         several: see `AttackScore`.
-        correct: which test secrets the attack guessed, (N,).
+        correct: which test secrets the attack guessed, (N,); of those whose value occurs in training, see `Secret`.
         answered: which test targets the answer from the messages got right, (N,).
     """
 
@@ -109,9 +110,14 @@ def leakage(
         progress: called as (attacks done, attacks in all, text).
 
     Raises:
-        AttackError: the data has no such attribute, or no attack was given.
+        AttackError: the data has no such attribute, no adversary could learn it, or no attack was given.
+
+    Warns:
+        PrivacyWarning: test samples were left out because their value does not occur in training, values are rare
+            there, or the secret follows from the target.
     """
     view(split, veil, data.test, rows=slice(0, 1))  # what does not fit together shows before the long work
+    Secret.of(data, hidden)
     same: dict[str, Any] = {
         "attacks": attacks, "seed": seed, "several": several, "progress": progress, "features": RawFeatures(data),
     }  # fmt: skip
@@ -178,7 +184,7 @@ def _sent(split: SplitModel, veil: Obfuscator, data: Dataset, features: RawFeatu
 
 
 def _leak(score: AttackScore, sent: _Sent, data: Dataset, hidden: str, references: References) -> Leakage:
-    boot = Bootstrap(len(data.test))
+    boot = Bootstrap(len(score.correct))
     return Leakage(
         attack=score.accuracy, best=score.best, best_by=score.best_by,
         prior=references.prior, label=references.label.accuracy, logits=references.logits.accuracy,

@@ -12,6 +12,7 @@ from splitveil.attack import ATTACKS, Attack, Public, View
 from splitveil.data import Dataset
 from splitveil.measure.features import RawFeatures
 from splitveil.measure.scores import AttackScore, Right
+from splitveil.measure.secrets import Secret, warn_of_secret
 from splitveil.measure.suite import PARTS, Question, best_attacks
 from splitveil.obfuscate import Identity
 from splitveil.split import SplitModel
@@ -65,6 +66,8 @@ def references_of(
     features: RawFeatures | None = None,
 ) -> dict[str, References]:
     """`reference_lines` of many attributes, with the features that are known; small attacks are trained together."""
+    for name in hidden:
+        warn_of_secret(data, name)
     features = features or RawFeatures(data)
     z = {name: features.of(split, name) for name in PARTS}
     logits = {name: _server_logits(split, each) for name, each in z.items()}
@@ -91,9 +94,9 @@ def references_of(
 
 
 def majority_correct(data: Dataset, hidden: str) -> Right:
-    """Which test secrets the most frequent value of the training part gets right, (N,)."""
-    majority = torch.bincount(data.train.hidden[hidden]).argmax()
-    return np.asarray((data.test.hidden[hidden] == majority).numpy())
+    """Which test secrets the most frequent value of the training part gets right, (samples that count,)."""
+    values = Secret.of(data, hidden).values
+    return np.asarray((values["test"] == torch.bincount(values["train"]).argmax()).numpy())
 
 
 def _whole(sent: Tensor, public: Public, features: Tensor | None) -> View:

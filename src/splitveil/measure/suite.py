@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from splitveil.attack import FINITE, Attack, Guess, Job, View, fit_all
 from splitveil.data import Dataset
 from splitveil.errors import AttackError
 from splitveil.measure.scores import ESTIMATES, AttackScore, guessed, ranks, score
+from splitveil.measure.secrets import Secret
 from splitveil.train import Progress
 
 PARTS = ("train", "val", "test")
@@ -20,7 +20,8 @@ class Question:
     """One secret, and what was sent about it.
 
     Attributes:
-        views: by part; train may hold several messages of each image, one pass after the other.
+        views: by part, of the images whose secret can be learnt (see `Secret`); train may hold several messages of each
+            image, one pass after the other.
         secrets: by part, (images,).
         n_values: how many values the secret has.
         seed: of the attacks.
@@ -37,17 +38,10 @@ class Question:
     def about(
         cls, hidden: str, views: dict[str, View], data: Dataset, seed: int, several: Sequence[int] = ()
     ) -> "Question":
-        """The question for a hidden attribute of a data set; raises `AttackError` where there is no secret."""
-        if hidden not in data.hidden_classes:
-            known = ", ".join(data.hidden_classes) or "none"
-            raise AttackError(f"{data.name} has no hidden attribute {hidden!r}; it has: {known}")
-        secrets = {name: data.parts[name].hidden[hidden] for name in PARTS}
-        for name, secret in secrets.items():
-            if len(torch.unique(secret)) < 2:
-                raise AttackError(
-                    f"the hidden attribute {hidden!r} is constant in the {name} part, so there is no secret"
-                )
-        return cls(views, secrets, len(data.hidden_classes[hidden]), seed, tuple(several))
+        """The question for a hidden attribute of a data set; raises `AttackError` where it cannot be learnt."""
+        secret = Secret.of(data, hidden)
+        asked = {name: view if (rows := secret.rows[name]) is None else view.at(rows) for name, view in views.items()}
+        return cls(asked, secret.values, secret.n_values, seed, tuple(several))
 
     @property
     def job(self) -> Job:

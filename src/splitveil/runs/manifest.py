@@ -85,7 +85,12 @@ def claim(folder: Path, manifest: Manifest) -> None:
         raise RunError(f"{folder} holds a run of 'splitveil obfuscate'; choose another folder for a training")
     for name in ("data", "model", "recipe"):
         if differs := _differences(getattr(there, name), getattr(manifest, name)):
-            raise RunError(f"{folder} holds a run with another {name} ({differs}); choose another folder for this one")
+            # The rate drops are places in the whole training, so more epochs are not a continuation.
+            why = "; it cannot be given more or fewer epochs, since the learning rate falls after shares of all of them"
+            raise RunError(
+                f"{folder} holds a run with another {name} ({differs}){why if 'epochs ' in differs else ''}; "
+                "choose another folder for this one"
+            )
 
 
 def check_free(folder: Path) -> None:
