@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from landing import finish, keep
 from PIL import Image
 from torch import nn
 
@@ -36,7 +37,6 @@ from splitveil.codec import CODINGS
 from splitveil.data import load_data
 from splitveil.export.graphs import to_onnx
 from splitveil.export.halves import EdgeHalf
-from splitveil.files import write_json
 from splitveil.linear import factorise
 from splitveil.models import Table1Net
 from splitveil.obfuscate import TopComponents
@@ -48,6 +48,7 @@ INPUTS = {"qmnist": (1, 28, 28, 10), "utkface": (3, 50, 50, 2), "celeba": (3, 73
 CUTS = {4: (8, 16, 32, 64), 5: (16, 32), 6: (1,)}
 BATCHES = (1, 32)
 ROUNDS = 600
+STARTS = 5  # of a fresh interpreter
 
 Row = dict[str, Any]
 
@@ -201,7 +202,7 @@ def footprint() -> Row:
         for name, program, more in (("edge", EDGE, [f"{folder}/edge"]), ("torch", TORCH, [])):
             runs = [
                 subprocess.run([sys.executable, "-c", program, *more], capture_output=True, text=True, check=True)
-                for _ in range(5)
+                for _ in range(STARTS)
             ]
             numbers = [[float(number) for number in run.stdout.split()] for run in runs]
             found[name] = {"seconds": statistics.median(n[0] for n in numbers),
@@ -241,14 +242,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the results as JSON")
     out = parser.parse_args().out
     torch.set_num_threads(1)
-    times = [row for data in INPUTS for cut, kept in CUTS.items() for m in kept for row in timed(data, cut, m)]
+    times: list[Row] = []
+    for data, cut, m in ((data, cut, m) for data in INPUTS for cut, kept in CUTS.items() for m in kept):
+        times += timed(data, cut, m)
+        keep(out, {"times": times})
     result = {
         "times": times, "bytes": [row for data in INPUTS for row in sizes(data)], "footprint": footprint(),
         "versions": versions(), "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }  # fmt: skip
     print(json.dumps({"bytes": result["bytes"], "footprint": result["footprint"]}, indent=1))
-    if out:
-        write_json(out, result)
+    finish(out, result)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,11 @@ import multiprocessing
 import platform
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from landing import finish, keep
 
 INPUTS = {"qmnist": (1, 28, 28, 10), "utkface": (3, 50, 50, 2), "celeba": (3, 73, 60, 2)}
 FILTERS = (16, 32, 64)
@@ -61,29 +64,30 @@ def measure(data: str, cut: int, operator: str) -> Row:
     }
 
 
-def rows() -> list[Row]:
+def rows(names: Sequence[str], cuts: Sequence[int], out: Path | None) -> list[Row]:
     context = multiprocessing.get_context("spawn")
-    found = []
-    for data in INPUTS:
-        for cut in range(1, 7):
+    found: list[Row] = []
+    for data in names:
+        for cut in cuts:
             for operator in ("dense", "patch") if cut <= len(FILTERS) else ("dense",):
                 with context.Pool(1) as pool:
                     found.append(pool.apply(measure, (data, cut, operator)))
                 print(json.dumps(found[-1]), flush=True)
+                keep(out, {"rows": found})
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times the factorisation of every cut of Table 1.")
     parser.add_argument("--out", type=Path, help="file for the rows as JSON")
-    out = parser.parse_args().out
-    found = rows()
-    if out is not None:
-        import torch
+    parser.add_argument("--data", nargs="+", choices=INPUTS, default=list(INPUTS), help="whose image sizes")
+    parser.add_argument("--cuts", nargs="+", type=int, default=list(range(1, 7)))
+    options = parser.parse_args()
+    found = rows(options.data, options.cuts, options.out)
+    import torch
 
-        machine = {"platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"machine": machine, "seed": SEED, "rows": found}, indent=1) + "\n")
+    machine = {"platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    finish(options.out, {"machine": machine, "seed": SEED, "rows": found})
 
 
 if __name__ == "__main__":

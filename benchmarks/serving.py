@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from landing import finish, keep
 from rivals import servers
 from rivals.load import MODES, TOLERANCE, measure
 from rivals.servers import MODEL, NotMeasuredError, Server
@@ -35,7 +36,6 @@ from rivals.sockets import socket_bytes
 from splitveil.bundle import Graph
 from splitveil.data import Dataset
 from splitveil.export import export
-from splitveil.files import write_json
 from splitveil.models import Table1Net
 from splitveil.runs import versions
 
@@ -107,7 +107,12 @@ def start(stack: ExitStack, bundle: Path, folder: Path) -> tuple[list[Server], R
 
 
 def take_turns(
-    client: Client, running: Sequence[Server], modes: Sequence[str], rounds: int, seconds: float
+    client: Client,
+    running: Sequence[Server],
+    modes: Sequence[str],
+    rounds: int,
+    seconds: float,
+    kept: Callable[[Found, Reasons], None] = lambda _found, _reasons: None,
 ) -> tuple[Found, Reasons]:
     """Round 0 warms up and finds out who can do what; who once fails in a mode is not listed there, but in reasons."""
     found: Found = {mode: {server.name: [] for server in running} for mode in modes}
@@ -127,6 +132,7 @@ def take_turns(
                 if turn:
                     found[mode][server.name].append(numbers)
                 print(f"round {turn} of {rounds}, {mode}, {server.name}: {shown(numbers)}", flush=True)
+        kept(found, reasons)
     return found, reasons
 
 
@@ -208,8 +214,12 @@ def main() -> None:
         load = [os.getloadavg()[0]]
         with ExitStack() as stack:
             running, missing = start(stack, made / "server", folder)
-            found, unable = take_turns(client, running, list(MODES), options.rounds, options.seconds)
+            found, unable = take_turns(
+                client, running, list(MODES), options.rounds, options.seconds,
+                lambda found, unable: keep(options.out, {"rounds": found, "not_able": unable}),
+            )  # fmt: skip
             counts = client.socket_bytes(running[0], made / "edge")
+        keep(options.out, {"rounds": found, "not_measured": missing, "not_able": unable, "bytes": counts})
         together = batching(client, made / "server", folder, options.rounds, options.seconds)
     load.append(os.getloadavg()[0])
     settings = {
@@ -221,7 +231,7 @@ def main() -> None:
         "not_measured": missing, "not_able": unable, "bytes": counts, "batching": medians(together),
         "versions": facts(), "machine": f"{platform.machine()}, {os.cpu_count()} cores", "load": load,
     }  # fmt: skip
-    write_json(options.out, result)
+    finish(options.out, result)
     summary = ("medians", "ratios", "not_measured", "not_able", "bytes", "batching")
     print(json.dumps({key: result[key] for key in summary}, indent=1))
 

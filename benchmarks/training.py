@@ -10,16 +10,17 @@ for bfloat16, ours is computed from rounded factors in float32, and torch's own 
 import argparse
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from landing import finish, keep
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from splitveil.data import Dataset, Part, load_data
-from splitveil.files import write_json
 from splitveil.models import Table1Net
 from splitveil.runs import versions
 from splitveil.train import Recipe, fastest_precision, fit, precision
@@ -79,9 +80,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="utkface")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, help="to train on at most")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    data = load_data(options.data)
+    data = load_data(options.data).without_hidden()
+    data = replace(data, train=Part(data.train.pixels[: options.images], data.train.y[: options.images]))
     native = fastest_precision("cpu") == "bfloat16"
     variants = {
         "bare, no workers": lambda: bare_epoch(data, 0, False),
@@ -101,6 +104,7 @@ def main() -> None:
             if turn:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
         print(f"round {turn} of {options.rounds}", flush=True)
+        keep(options.out, {"seconds": seconds})
     median = {name: statistics.median(times) for name, times in seconds.items()}
     best_bare = min(value for name, value in median.items() if name.startswith("bare"))
     ratios = {
@@ -119,7 +123,7 @@ def main() -> None:
     }  # fmt: skip
     throughput = {name: len(data.train) / value for name, value in median.items()}
     result = {"settings": settings, "seconds": seconds, "images_per_second": throughput, "ratios": ratios}
-    write_json(options.out, result)
+    finish(options.out, result)
     for name, value in throughput.items():
         print(f"{name}: {value:,.0f} images/s ({median[name]:.2f} s)")
     for name, value in ratios.items():
