@@ -24,7 +24,7 @@ SMALL = {
     ),
     "edge": (
         (),
-        {"INPUTS": {"qmnist": (1, 28, 28, 10)}, "CUTS": {6: (1,)}, "BATCHES": (1,), "ROUNDS": 25, "STARTS": 1},
+        {"INPUTS": {"celeba": (3, 73, 60, 2)}, "CUTS": {6: (1,)}, "BATCHES": (1,), "ROUNDS": 25, "STARTS": 1},
     ),
     "serving": (
         ("--rounds", "1", "--seconds", "0.1"),
@@ -49,7 +49,7 @@ def call(tmp_path, monkeypatch):
             monkeypatch.setattr(module, key, value)
         if name == "serving":
             monkeypatch.setattr(module, "STARTS", {module.OURS: module.STARTS[module.OURS]})
-            monkeypatch.setattr(module, "MODES", {key: module.MODES[key] for key in module.BATCHING_MODES})
+            monkeypatch.setattr(module, "MODES", {key: module.MODES[key] for key in module.HTTP_LOADED})
         out = tmp_path / "result.json"
         monkeypatch.setattr(sys, "argv", [name, *options, "--out", str(out)])
         try:
@@ -71,7 +71,7 @@ def test_the_makefile_has_the_benchmarks_that_are_tested():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_it_runs_on_a_small_setting(call, tmp_path, name):
-    if name == "adversaries":
+    if name in ("adversaries", "edge"):
         write_celeba(tmp_path, (45, 55))
     contents = call[0](name)
     assert list(contents) == ["result.json"]

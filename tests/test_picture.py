@@ -104,6 +104,7 @@ METADATA = {
     "text that is not packed": chunk(b"zTXt", b"Comment\0\0this is no deflate stream"),
     "text that names pixels": chunk(b"tEXt", b"IDAT IDAT IDAT" * 20, spoil=True),
     "a profile of noise": chunk(b"iCCP", b"profile\0\0noise"),
+    "EXIF data that are not hexadecimal": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nzzzz"),
     "EXIF of noise": chunk(b"eXIf", b"II*\0\xff\xff\xff\xff noise"),
 }
 
@@ -126,7 +127,7 @@ def test_whole_exif_data_beside_damaged_metadata_count():
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_exif_data_of_a_jpeg_do_not_matter():
     plain = made_photos.encoded(PHOTO, "JPEG", quality=90)
-    exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff noise"
+    exif = b"Exif\0\0noise without the head of a TIFF"
     damaged = plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + plain[2:]
     np.testing.assert_array_equal(read(damaged), read(plain))
 
