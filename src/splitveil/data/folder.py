@@ -39,7 +39,7 @@ def load(source: Source, *, size: Size = (64, 64), hidden_csv: str | Path | None
         raise DataError(f"there is no folder {shown(folder)}; name one that holds a folder of images for each class")
     size = _checked(size)
     table = read_hidden(hidden_csv) if hidden_csv is not None else {}
-    listing = list_images(folder)
+    listing = list_images(folder, table=Path(hidden_csv).expanduser() if hidden_csv is not None else None)
     named = Source("folder", progress=source.progress)
     options = {
         "size": size, "name": source.name, "hidden": sorted(table.items()),

@@ -51,8 +51,12 @@ def list_files(folder: Path, suffixes: tuple[str, ...] = ()) -> Listing:
     return Listing(_usable(wanted), tuple(f"{shown(path)}: {why}" for path, why in wanted if why))
 
 
-def list_images(folder: Path) -> Listing:
+def list_images(folder: Path, *, table: Path | None = None) -> Listing:
     """The files below a folder that may be pictures: by the ending of their name, or else by their content.
+
+    Args:
+        folder: Where to look.
+        table: A file that is used otherwise, so that it does not count as left out.
 
     Raises:
         DataError: if the folder cannot be read.
@@ -63,6 +67,8 @@ def list_images(folder: Path) -> Listing:
     for path, why in _walk(folder):
         named = Path(path).suffix.lower() in endings()
         if not why and not named and not looks_like_photo(folder / path):
+            if table is not None and table.exists() and table.samefile(folder / path):
+                continue
             why = "not an image"
         if not why:
             found.append((path, why))
