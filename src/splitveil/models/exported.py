@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from splitveil.errors import ModelError
+from splitveil.models.dice import drawing_nodes
 
 _ATEN = torch.ops.aten
 _HOW = "torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
@@ -100,12 +101,14 @@ def _check(path: Path, program: torch.export.ExportedProgram) -> None:
         raise ModelError(
             f"{path} was exported for batches of exactly {example.shape[0]}; export it for any number of images: {_HOW}"
         )
-    if signature.buffers_to_mutate or any(_drops(node) for node in program.graph.nodes):
+    drawn = drawing_nodes(program.graph_module)
+    if signature.buffers_to_mutate or "dropout" in drawn:
         raise ModelError(f"{path} was exported in training mode; call model.eval() first: {_HOW}")
-
-
-def _drops(node: fx.Node) -> bool:
-    return node.target is _ATEN.dropout.default and node.args[2] is True
+    if drawn:
+        raise ModelError(
+            f"{path} draws random numbers ({drawn[0]!r}), so its answer is not a function of the image; switch that "
+            f"off in evaluation mode, and export it again: {_HOW}"
+        )
 
 
 def _class_name(graph: fx.Graph) -> str:

@@ -1,12 +1,16 @@
 """Which images a model takes, and how many classes it answers with."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from splitveil.errors import ModelError
+from splitveil.models.dice import watched_dice
 
 InputShape = tuple[int, int, int]
 _LARGEST = 8192
+_LENGTHS = (2, 1, 3)  # of batches that a model is tried on
 
 
 def declared_shape(model: nn.Module) -> tuple[int | None, int | None, int | None]:
@@ -41,12 +45,44 @@ def known_shape(model: nn.Module, size: tuple[int, int] | None) -> InputShape:
     reason: Exception | None = None
     for tried in (3, 1) if channels is None else (channels,):
         try:
-            answer_of(model, torch.zeros(2, tried, *size))
+            require_answers(model, sample_images((tried, *size), max(_LENGTHS)))
         except ModelError as error:
             reason = reason or error
         else:
             return tried, *size
     raise ModelError(f"the model takes neither RGB nor grey images of {size[0]}x{size[1]} pixels: {reason}")
+
+
+def sample_images(shape: Sequence[int], count: int) -> Tensor:
+    """Images (count, C, H, W) in [0, 1], always the same: smooth ones, dark and bright, with some noise.
+
+    Of another ``shape`` than (C, H, W) they are noise.
+
+    No two are alike and none is of one colour, so that a model which takes an image's own mean and deviation
+    can answer each.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if len(shape) != 3:
+        return torch.rand(count, *shape, generator=generator)
+    channels, height, width = shape
+    smooth = torch.rand(count, channels, 4, 4, generator=generator)
+    smooth = nn.functional.interpolate(smooth, size=(height, width), mode="bilinear")
+    noise = torch.rand(count, channels, height, width, generator=generator)
+    brightness = torch.linspace(0.3, 1.0, count)[:, None, None, None]
+    return (0.8 * smooth + 0.2 * noise) * brightness
+
+
+def require_answers(model: nn.Module, images: Tensor) -> None:
+    """Raise `ModelError` unless the model answers images, in batches of 1, 2 and more, alike from call to call."""
+    batches = [images[:length] for length in _LENGTHS if length <= len(images)]
+    with torch.random.fork_rng(devices=[]):
+        for batch in batches:
+            answer_of(model, batch)
+        with watched_dice() as drawn:
+            first, second = (answer_of(model, batches[-1]) for _ in range(2))
+    if not torch.equal(first, second):
+        how = f"it draws random numbers in evaluation mode ({drawn[0]!r})" if drawn else "it keeps something in between"
+        raise ModelError(f"the model answers the same images differently the second time: {how}")
 
 
 def answer_of(model: nn.Module, images: Tensor) -> Tensor:
