@@ -1,5 +1,8 @@
 """``splitveil inspect``: where a model can be cut, and what each cut costs."""
 
+import shutil
+import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -7,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from splitveil.cli.options import AsJson, ModelName, Operator, Quiet, Size, Trust, read_size
-from splitveil.cli.output import print_json, print_table, progress_bar
+from splitveil.cli.output import print_json, progress_bar
 
 
 def inspect(
@@ -23,6 +26,7 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Where a model can be cut: feature, edge cost and bytes of each cut; of numbered cuts rank and null space too."""
+    from splitveil.errors import SplitError
     from splitveil.obfuscate import PrivacyWarning
     from splitveil.runs import find_model
     from splitveil.split import possible_cuts
@@ -33,6 +37,8 @@ def inspect(
     with progress_bar(quiet) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", PrivacyWarning)
         cuts: Sequence[Any] = range(1, len(points) + 1) if points else possible_cuts(named.model)
+        if not cuts:
+            raise SplitError(f"{model} cannot be cut: at no module's input does one tensor cross alone")
         row: Callable[..., dict[str, Any]] = _numbered if points else _named
         for done, at in enumerate(cuts, start=1):
             rows.append(row(named.model, at, shape, m, operator))
@@ -41,8 +47,8 @@ def inspect(
     if as_json:
         print_json({"run": model, "m": m, "cuts": rows})
     else:
-        heads = [key.replace("_", " ") for key in rows[0]]  # so that they wrap
-        print_table(f"cuts of {model}", heads, [[_cell(cell) for cell in row.values()] for row in rows])
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        typer.echo(_listing(f"cuts of {model}", rows, width))
 
 
 def _numbered(model: Any, at: int, input_shape: tuple[int, ...], m: int, operator: Operator) -> dict[str, Any]:
@@ -94,9 +100,39 @@ def _cut(model: Any, at: int | str, input_shape: tuple[int, ...]) -> tuple[Any, 
     from splitveil.split import SplitModel
 
     x = torch.rand(1, *input_shape, generator=torch.Generator().manual_seed(0))
-    split = SplitModel(model, at=at)
+    # Fitting and export check the halves; here they are counted, and a check at every cut would take minutes.
+    split = SplitModel(model, at=at, verify=False)
     with torch.no_grad():
         return split, x, tuple(split.client(x).shape[1:])
+
+
+def _listing(title: str, rows: Sequence[dict[str, Any]], width: int | None) -> str:
+    """Rows as a table where that fits into the width, in characters, else as a paragraph each; no cell is cut."""
+    heads = [key.split("_") for key in rows[0]]
+    tall = max(map(len, heads))
+    lines = [[head[index] if index < len(head) else "" for head in heads] for index in range(tall)]
+    lines += [[_cell(cell) for cell in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    table.insert(tall, "  ".join("-" * column for column in widths))
+    if width is None or max(map(len, table)) <= width:
+        return "\n".join([title, "", *table])
+    return "\n\n".join([title, *(_paragraph(row, width) for row in rows)])
+
+
+def _paragraph(row: dict[str, Any], width: int) -> str:
+    """One cut, broken between facts and never inside one."""
+    blank = "\N{NO-BREAK SPACE}"
+    first, *others = row.items()
+    facts = [f"{first[0]} {_cell(first[1])}", *(f"{key.replace('_', ' ')} {_cell(cell)}" for key, cell in others)]
+    text = textwrap.fill(
+        ", ".join(fact.replace(" ", blank) for fact in facts),
+        width,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return text.replace(blank, " ")
 
 
 def _cell(value: Any) -> str:

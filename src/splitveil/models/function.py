@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from splitveil.errors import ModelError
 
@@ -27,7 +27,7 @@ def call_function(reference: str) -> nn.Module:
         reference: ``package.module:function``; modules of the current folder are found too.
 
     Raises:
-        ModelError: there is no such module or function, it fails, or returns no `torch.nn.Module`.
+        ModelError: there is no such module or function, it fails, or returns no `torch.nn.Module` with weights.
     """
     if not is_reference(reference):
         raise ModelError(f"{reference!r} is no function's name; write package.module:function")
@@ -46,7 +46,21 @@ def call_function(reference: str) -> nn.Module:
             ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{reference} returns a {type(model).__name__}; let it return a torch.nn.Module")
-    return model.eval()
+    return _ready(reference, model)
+
+
+def _ready(reference: str, model: nn.Module) -> nn.Module:
+    """The model on the CPU, in evaluation mode, as it was before torch.compile."""
+    model = model._modules.get("_orig_mod") or model
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ModelError(
+                f"{reference} returns a model that keeps {name!r} as a {type(value).__name__}, as quantisation does; "
+                "return the model as it was before (messages are quantised by the obfuscator and by export)"
+            )
+        if value.is_meta:
+            raise ModelError(f"{reference} returns a model without weights ({name!r} is on the device 'meta')")
+    return model.eval().cpu()
 
 
 @contextmanager

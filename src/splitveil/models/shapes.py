@@ -1,6 +1,7 @@
 """Which images a model takes, and how many classes it answers with."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ _LENGTHS = (2, 1, 3)  # of batches that a model is tried on
 
 def declared_shape(model: nn.Module) -> tuple[int | None, int | None, int | None]:
     """What a model's ``input_shape`` says of its images, (C, H, W); None for what it leaves open."""
-    shape = tuple(getattr(model, "input_shape", ()))
+    shape = getattr(model, "input_shape", None)
+    shape = tuple(shape) if isinstance(shape, tuple | list) else ()
     if len(shape) != 3 or any(size is not None and (type(size) is not int or size < 1) for size in shape):
         return None, None, None
     return shape
@@ -29,7 +31,8 @@ def known_shape(model: nn.Module, size: tuple[int, int] | None) -> InputShape:
         size: height and width, where the user names them.
 
     Raises:
-        ModelError: the size is unknown or another than the model's, or the model takes neither RGB nor grey images.
+        ModelError: the size is unknown or another than the model's, the model takes neither RGB nor grey images, it
+            does not answer each with a row of logits, or not alike from call to call.
     """
     channels, height, width = declared_shape(model)
     if size is None:
@@ -44,11 +47,13 @@ def known_shape(model: nn.Module, size: tuple[int, int] | None) -> InputShape:
         raise ModelError(f"the model takes images of {height}x{width} pixels, not {size[0]}x{size[1]}; drop --size")
     reason: Exception | None = None
     for tried in (3, 1) if channels is None else (channels,):
+        images = sample_images((tried, *size), max(_LENGTHS))
         try:
-            require_answers(model, sample_images((tried, *size), max(_LENGTHS)))
+            _run(model, images)
         except ModelError as error:
             reason = reason or error
         else:
+            _require_answers(model, images)
             return tried, *size
     raise ModelError(f"the model takes neither RGB nor grey images of {size[0]}x{size[1]} pixels: {reason}")
 
@@ -72,7 +77,13 @@ def sample_images(shape: Sequence[int], count: int) -> Tensor:
     return (0.8 * smooth + 0.2 * noise) * brightness
 
 
-def require_answers(model: nn.Module, images: Tensor) -> None:
+def declare_shape(model: nn.Module, shape: Sequence[int]) -> None:
+    """Note on a model which images (C, H, W) it takes, where it does not say so itself."""
+    if declared_shape(model) != tuple(shape):
+        model.__dict__["input_shape"] = tuple(shape)
+
+
+def _require_answers(model: nn.Module, images: Tensor) -> None:
     """Raise `ModelError` unless the model answers images, in batches of 1, 2 and more, alike from call to call."""
     batches = [images[:length] for length in _LENGTHS if length <= len(images)]
     with torch.random.fork_rng(devices=[]):
@@ -91,15 +102,19 @@ def answer_of(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ModelError: the model cannot answer them, or not by one row of two or more finite numbers for each.
     """
-    try:
-        with torch.no_grad():
-            logits = model(images)
-    except Exception as error:  # whatever the user's own code raises
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"the model cannot read images of shape {tuple(images.shape[1:])} ({reason})") from error
+    logits = _run(model, images)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images) or logits.shape[1] < 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(f"the model answers {len(images)} images with {shape}, not with one row of logits for each")
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the model's answers are not finite numbers; check its weights")
     return logits
+
+
+def _run(model: nn.Module, images: Tensor) -> Any:
+    try:
+        with torch.no_grad():
+            return model(images.clone())  # some models change what they are given
+    except Exception as error:  # whatever the user's own code raises
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"the model cannot read images of shape {tuple(images.shape[1:])} ({reason})") from error

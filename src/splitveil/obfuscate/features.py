@@ -43,6 +43,7 @@ class Features:
         Raises:
             ShapeError: there are fewer than two images, they are no tensor, or whole numbers, such as pixels of 0 to
                 255, or the client's half cannot take them.
+            SplitError: the halves do not answer these images as the model does.
         """
         if not isinstance(images, Part):
             _check_images(images)
@@ -64,6 +65,7 @@ class Features:
         except (RuntimeError, IndexError) as error:  # torch's, of a layer deep inside
             given = tuple(some(0, 1).shape[1:])
             raise ShapeError(f"the model cannot take images of shape {given}; give them as it was trained") from error
+        split.verify(some(0, 7))
         return cls(lambda: map(run, starts), len(images), shape, macs)
 
     @classmethod

@@ -5,12 +5,20 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from splitveil.errors import ModelError
 from splitveil.files import is_there, write_bytes
-from splitveil.models import answer_of, call_function, is_reference, known_shape, load_exported, without_examples
+from splitveil.models import (
+    answer_of,
+    call_function,
+    declare_shape,
+    is_reference,
+    known_shape,
+    load_exported,
+    sample_images,
+    without_examples,
+)
 from splitveil.runs.manifest import DataSource, ImageSource
 from splitveil.runs.run import Run
 from splitveil.runs.sources import WEIGHTS, ExportedSource, FunctionSource, ModelSource
@@ -73,6 +81,7 @@ def _of_run(run: Run, size: tuple[int, int] | None) -> NamedModel:
 def _of_file(path: Path, size: tuple[int, int] | None) -> NamedModel:
     model, content = load_exported(path), without_examples(path)
     shape = known_shape(model, size)
+    declare_shape(model, shape)
     source = ExportedSource(sha256=sha256(content).hexdigest(), input_shape=shape, n_classes=_classes(model, shape))
     return NamedModel(model, source, lambda folder: write_bytes(folder / source.file, content))
 
@@ -80,6 +89,7 @@ def _of_file(path: Path, size: tuple[int, int] | None) -> NamedModel:
 def _of_function(reference: str, size: tuple[int, int] | None) -> NamedModel:
     model = call_function(reference)
     shape = known_shape(model, size)
+    declare_shape(model, shape)
     source = FunctionSource(reference=reference, input_shape=shape, n_classes=_classes(model, shape))
     # A copy, because fitting moves the model to a device.
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -87,4 +97,4 @@ def _of_function(reference: str, size: tuple[int, int] | None) -> NamedModel:
 
 
 def _classes(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    return answer_of(model, torch.zeros(2, *shape)).shape[1]
+    return answer_of(model, sample_images(shape, 2)).shape[1]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from splitveil.errors import RunError
-from splitveil.models import InputShape, Table1Net, call_function, load_exported
+from splitveil.models import InputShape, Table1Net, call_function, declare_shape, load_exported
 from splitveil.tensors import read_tensors
 
 WEIGHTS = "model.safetensors"
@@ -56,7 +56,9 @@ class ExportedSource(Strict):
         path = folder / self.file
         if sha256_of(path) != self.sha256:
             raise RunError(f"{path} is not the file that this run was made of; restore it or obfuscate again")
-        return load_exported(path)
+        model = load_exported(path)
+        declare_shape(model, self.input_shape)
+        return model
 
 
 class FunctionSource(Strict):
@@ -72,7 +74,9 @@ class FunctionSource(Strict):
 
     def load(self, folder: Path) -> nn.Module:
         """What the function makes now, with the weights that it had when the run was made."""
-        return _with_weights(call_function(self.reference), folder)
+        model = _with_weights(call_function(self.reference), folder)
+        declare_shape(model, self.input_shape)
+        return model
 
 
 ModelSource = Annotated[Table1Source | ExportedSource | FunctionSource, Field(discriminator="name")]

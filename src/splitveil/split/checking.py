@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,12 @@ def check(model: nn.Module, client: nn.Module, server: nn.Module, images: Tensor
         at: the cut, for the message.
     """
     images = _as_the_model_takes_them(images, model)
-    picks = [images[torch.arange(length) % len(images)] for length in _LENGTHS]
+    # Each batch begins with another image, so that what is kept of one shows in the next.
+    starts = accumulate(_LENGTHS, initial=0)
+    picks = [
+        images[torch.arange(start, start + length) % len(images)]
+        for start, length in zip(starts, _LENGTHS, strict=False)
+    ]
     with torch.no_grad(), undisturbed(model):
         wanted = _function_of(model, picks)
         with watched_dice() as drawn:
@@ -41,7 +47,14 @@ def check(model: nn.Module, client: nn.Module, server: nn.Module, images: Tensor
             raise SplitError(_not_a_function(model, drawn[0]))
         for batch, right, answer in zip(picks, wanted, found, strict=True):
             if not _alike(right, answer):
-                place = _place(model, lambda x: server(client(x)), batch)
+                other = picks[batch is picks[0]]
+
+                def apart(x: Tensor, other: Tensor = other) -> Tensor:
+                    z = client(x)
+                    client(other.clone())  # in between, as above
+                    return server(z)  # type: ignore[no-any-return]
+
+                place = _place(model, apart, batch)
                 raise SplitError(
                     f"the two halves of {type(model).__name__} at {at!r} do not answer {len(batch)} images as the "
                     f"model does: they differ by {_difference(right, answer)}, first {place}; the trace misses what "

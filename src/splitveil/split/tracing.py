@@ -6,6 +6,7 @@ operations of evaluation mode, which cannot be trained, and hides linear layers 
 torch.fx traces, here with what it leaves out, `effects` orders what changes in place, and `checking` compares.
 """
 
+import inspect
 import operator
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -113,7 +114,7 @@ def _require_plain(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) and module.device_ids:
             raise SplitError(f"{path or name} spreads its batches over devices; give the module that it holds: .module")
-        if isinstance(module, torch._dynamo.OptimizedModule) or getattr(module, "_compiled_call_impl", None):
+        if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None):
             raise SplitError(
                 f"{path or name} was compiled by torch.compile, and its two parts would not answer as the whole to the "
                 "last bit; give the module as it was before"
@@ -155,8 +156,6 @@ def _followed(model: nn.Module) -> Traced:
 
 
 def _required_arguments(model: nn.Module) -> int | None:
-    import inspect
-
     try:
         parameters = inspect.signature(type(model).forward).parameters.values()
     except (TypeError, ValueError):
