@@ -105,6 +105,59 @@ def _kept(net: "Network", n: int, v: Tensor, w: Tensor) -> Tensor:
     return net.last + w
 
 
+# Functions that may hand their argument on, or a view of it.
+ALIASES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda v: v.type_as(v),
+    lambda v: v.to(torch.float32),
+    lambda v: v.float(),
+    lambda v: v.contiguous(),
+    lambda v: v.reshape(-1),
+    lambda v: v.expand_as(v),
+    lambda v: torch.einsum("bchw->bcwh", v),
+    lambda v: torch.broadcast_tensors(v, v)[0],
+    lambda v: torch.atleast_2d(v),
+    lambda v: functional.dropout(v, 0.5, training=False),
+    lambda v: functional.dropout2d(v, 0.5, False),
+    lambda v: functional.pad(v, (0, 0, 0, 0)),
+    lambda v: functional.interpolate(v, scale_factor=1),
+    lambda v: functional.pixel_shuffle(v, 1),
+    lambda v: v.mT,
+    lambda v: v.real,
+    lambda v: v[...],
+    lambda v: v[:, [0, 1]],
+    lambda v: v.unfold(1, 2, 1),
+    lambda v: v.diagonal(0, 2, 3),
+    lambda v: v.movedim(1, -1),
+    lambda v: v.narrow(1, 0, 2),
+    lambda v: torch.select(v, 1, 1),
+    lambda v: torch.squeeze(v),
+    lambda v: torch.swapaxes(v, 2, 3),
+    lambda v: torch.tensor_split(v, 2, dim=1)[0],
+    lambda v: torch.positive(v),
+    lambda v: torch.roll(v, 0, 1),
+    lambda v: torch.flip(v, (1,)),
+    lambda v: torch.clamp(v, -9, 9),
+    lambda v: torch.cat([v]),
+    lambda v: torch.hstack([v]),
+    lambda v: torch.nan_to_num(v),
+    lambda v: functional.adaptive_avg_pool2d(v, SIDE),
+    lambda v: functional.avg_pool2d(v, 1),
+    lambda v: functional.softmax(v, 1),
+    lambda v: functional.normalize(v),
+    lambda v: functional.threshold(v, -9, 0),
+    lambda v: v.repeat(1, 1, 1, 1),
+    lambda v: v.unflatten(1, (2, 2)),
+    lambda v: v.requires_grad_(False).detach(),
+    lambda v: v.matrix_power(1),
+    lambda v: torch.where(v == v, v, v),
+    lambda v: torch.add(v, 0),
+)
+
+
+def _alias_changed(net: "Network", n: int, v: Tensor, w: Tensor) -> None:
+    ALIASES[(net.plan.seed + n) % len(ALIASES)](v).detach().mul_(0.75)
+
+
 def _unsqueezed(net: "Network", n: int, v: Tensor, w: Tensor) -> Tensor:
     return v.clone().unsqueeze_(1).squeeze(1)
 
@@ -114,6 +167,7 @@ STEPS: tuple[Step, ...] = (
     _slice_scaled, _slice_set, _slice_from_another, _row_added_to, _added_to, _view_changed, _detached_changed,
     _copied_into, _swapped, _chunk_written, _reshaped, _reshaped_by_early_sizes, _attended, _scratch, _clamped, _masked,
     _relu_unused, _leaky_positional, _counted, _kept, _unsqueezed,
+    _alias_changed, _alias_changed, _alias_changed,
     lambda net, n, v, w: v.relu_(),
     lambda net, n, v, w: v + w,
     lambda net, n, v, w: torch.relu(v),

@@ -15,6 +15,7 @@ from PIL import Image
 import splitveil as sv
 from splitveil import cli, measure
 from splitveil.attack import Attack, Guess
+from splitveil.cli.inspect import _listing
 from splitveil.cli.output import print_table, progress_bar
 from splitveil.errors import RunError
 from splitveil.obfuscate import Codebook
@@ -160,6 +161,25 @@ def test_tables_show_names_as_they_are(splitveil: Splitveil, run: Path) -> None:
     assert "75.0%" in out
     for head in ("message", "encoder", "parameters"):
         assert head in out
+
+
+def test_what_inspect_lists_is_never_cut_off() -> None:
+    rows = [
+        {
+            "cut": f"features.{'deep_and_narrow.' * 4}{n}",
+            "feature": [16, 20 + n, 20],
+            "client_macs": 123_456_789 + n,
+            "share": 0.5,
+        }
+        for n in range(3)
+    ]
+    cells = [cell for row in rows for cell in (row["cut"], str(row["feature"]), str(row["client_macs"]), "50.0%")]
+    for width in (None, 200, 80, 40):
+        text = _listing("cuts of x", rows, width)
+        assert all(cell in text for cell in cells)
+        lines = text.splitlines()
+        assert width is None or max(map(len, lines)) <= max(width, len(rows[0]["cut"]) + len("cut ,"))
+        assert ("client macs" in text) == (width in (80, 40))  # else the head of a column, in two lines
 
 
 class Shrug:

@@ -14,7 +14,7 @@ import splitveil as sv
 from made_models import ResidualNet, residual_net, write_program
 from splitveil.cost import multiply_accumulates
 from splitveil.errors import ModelError, NoLinearLayerError, SplitError
-from splitveil.models import call_function, is_reference, known_shape, load_exported
+from splitveil.models import call_function, is_reference, known_shape, load_exported, sample_images
 from splitveil.split import possible_cuts
 
 CUTS = ("stem", "layer1", "layer1.1", "layer2", "layer2.0", "layer2.1", "fc1", "fc2")
@@ -129,6 +129,11 @@ class Two(nn.Module):
         return x.flatten(1), x.flatten(1)
 
 
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + torch.rand_like(x)).flatten(1)
+
+
 class Pair(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(2)[:, :, 0]
@@ -150,6 +155,7 @@ def exported(model: nn.Module, *shape: int, dtype: torch.dtype = torch.float32) 
         ),
         (exported(ResidualNet().train(), 2, 1, 8, 8), r"in training mode; call model.eval\(\)"),
         (exported(nn.Sequential(nn.Dropout(), nn.Flatten()).train(), 2, 1, 8, 8), "in training mode"),
+        (exported(Noise(), 2, 1, 8, 8), r"draws random numbers \('rand_like'\)"),
         (exported(Two(), 2, 1, 8, 8), "takes 1 inputs and gives 2 outputs"),
         (exported(nn.Linear(8, 3), 2, 8), r"does not take float32 images \(B, C, H, W\)"),
         (exported(nn.Flatten(), 2, 1, 8, 8, dtype=torch.float64), "does not take float32 images"),
@@ -182,7 +188,8 @@ def test_a_damaged_file_is_no_traceback_in_the_log(tmp_path: Path, monkeypatch: 
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to stand in, with a module that no other test has imported."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    for name in ("mynets", "forms"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / "mynets.py").write_text(
         "import torch\nfrom torch import nn\n"
         "def small():\n    return nn.Sequential(nn.Dropout(), nn.Flatten(), nn.LazyLinear(3))\n"
@@ -222,11 +229,84 @@ def test_a_function_that_makes_no_model_is_refused(reference: str, sentence: str
         call_function(reference)
 
 
+@pytest.mark.usefixtures("beside")
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its older ways to quantise and compile
+def test_models_in_another_form_are_taken_as_they_were_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "forms.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
+        "def quantised():\n    return torch.ao.quantization.quantize_dynamic(net(), {nn.Linear})\n"
+        "def compiled():\n    return torch.compile(net(), backend='eager')\n"
+        "def empty():\n    return net().to('meta')\n"
+        "def parallel():\n    return nn.DataParallel(net())\n"
+    )
+    assert list(call_function("forms:compiled").state_dict()) == ["1.weight", "1.bias"]
+    for name, sentence in (
+        ("quantised", r"keeps '1._packed_params.dtype' as a dtype, as quantisation does; return the model as it was"),
+        ("empty", r"a model without weights \('1.weight' is on the device 'meta'\)"),
+    ):
+        with pytest.raises(ModelError, match=sentence):
+            call_function(f"forms:{name}")
+    parallel, x = call_function("forms:parallel"), torch.rand(2, 3, 2, 2)
+    split = sv.SplitModel(parallel, "module.1")
+    assert torch.equal(split.server(split.client(x)), parallel(x))
+
+
 def test_what_is_a_reference() -> None:
     for text in ("nets:small", "my.nets:Box.net", "_a:b"):
         assert is_reference(text)
     for text in ("nets", "nets:", ":small", "runs/x:small", "nets.pt2", "a:b c", "a:b\n", "C:\\nets"):
         assert not is_reference(text)
+
+
+class Standardised(nn.Module):
+    """Takes each image's own mean and deviation, and so has no answer to an image of one colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(60, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(((x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)).flatten(1))
+
+
+class Dice(Standardised):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x))
+
+
+class Squeezed(Standardised):
+    """Drops the axis of the batch where it holds one image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
+
+
+class Counting(Standardised):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().forward(x) * self.calls
+
+
+def test_a_model_is_tried_on_images_that_have_something_on_them() -> None:
+    assert known_shape(Standardised(), (4, 5)) == (3, 4, 5)
+    for model, sentence in (
+        (Dice(), r"differently the second time: it draws random numbers in evaluation mode \('dropout'\)"),
+        (Counting(), "differently the second time: it keeps something in between"),
+        (Squeezed(), r"answers 1 images with \(3,\)"),
+    ):
+        with pytest.raises(ModelError, match=sentence):
+            known_shape(model.eval(), (4, 5))
+
+
+def test_images_to_try_a_model_on_differ_and_are_no_single_colour() -> None:
+    images = sample_images((3, 5, 7), 7)
+    assert images.shape == (7, 3, 5, 7)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert len({tuple(image.flatten().tolist()) for image in images}) == 7
+    assert bool((images.flatten(2).std(2) > 0.01).all())
+    assert torch.equal(images, sample_images((3, 5, 7), 7))
 
 
 def test_the_shape_of_images_is_what_the_model_says_or_takes() -> None:

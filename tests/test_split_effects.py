@@ -386,10 +386,10 @@ def test_a_model_that_does_not_answer_with_one_tensor_is_refused(answer: Callabl
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of what compiling imports
 def test_programs_of_other_compilers_are_refused() -> None:
     compiled = Net()
-    compiled.compile()
+    compiled.compile(backend="eager")
     for model, says in (
         (torch.jit.script(nn.Sequential(nn.Linear(2, 2))), "TorchScript program"),
-        (torch.compile(Net()), "compiled by torch.compile"),
+        (torch.compile(Net(), backend="eager"), "compiled by torch.compile"),
         (nn.Sequential(compiled), "0 was compiled by torch.compile"),
     ):
         with pytest.raises(SplitError, match=says):

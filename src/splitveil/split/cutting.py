@@ -197,10 +197,10 @@ def _is_foreign(node: fx.Node, cuts: list[fx.Node], done: set[fx.Node]) -> bool:
 
 def _module(traced: Traced, half: fx.Graph) -> fx.GraphModule:
     protect(half, traced.find)
-    targets = [str(node.target) for node in half.nodes if node.op in ("call_module", "get_attr")]
-    module = fx.GraphModule({target: traced.find(target) for target in targets}, half)
-    module.training = traced.model.training
-    return module
+    # A stand-in for the model, because the constants of the trace are no attributes of it.
+    root = nn.Module()
+    root.__dict__.update(vars(traced.model) | traced.constants)
+    return fx.GraphModule(root, half)
 
 
 def possible_cuts(model: nn.Module) -> list[str]:

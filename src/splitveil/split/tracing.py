@@ -8,7 +8,6 @@ torch.fx traces, here with what it leaves out, `effects` orders what changes in 
 
 import inspect
 import operator
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -135,9 +134,6 @@ def _followed(model: nn.Module) -> Traced:
     tracer = _Tracer()
     try:
         with undisturbed(model):
-            for module in model.modules():
-                # They act on gradients alone, and torch.fx cannot follow them.
-                module.__dict__.update(_backward_hooks=OrderedDict(), _backward_pre_hooks=OrderedDict())
             graph = tracer.trace(_Call(model))
     except SplitError:
         raise
