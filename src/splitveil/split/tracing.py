@@ -8,6 +8,7 @@ torch.fx traces, here with what it leaves out, `effects` orders what changes in 
 
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -134,6 +135,9 @@ def _followed(model: nn.Module) -> Traced:
     tracer = _Tracer()
     try:
         with undisturbed(model):
+            for module in model.modules():
+                # They act on gradients alone, and do not understand what stands for a tensor here.
+                module.__dict__["_backward_hooks"] = OrderedDict()
             graph = tracer.trace(_Call(model))
     except SplitError:
         raise
