@@ -1,7 +1,6 @@
 """Operations of a model that draw random numbers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +9,22 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-@contextmanager
-def watched_dice() -> Iterator[list[str]]:
-    """A list that grows, while the block runs, by the name of each operation that draws random numbers."""
+def generator_states() -> tuple[bytes, ...]:
+    """Where torch's generators of random numbers stand; other states mean that something was drawn."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states.append(torch.cuda.get_rng_state())
+    return tuple(state.numpy().tobytes() for state in states)
+
+
+def drawing_operation(run: Callable[[], object]) -> str:
+    """The name of the first operation in ``run`` that draws random numbers."""
     calls = _Calls()
     drawing = _Drawing(calls)
+    # Only where something was drawn, because these modes load a compiler, which takes more than a second.
     with calls, drawing:
-        yield drawing.found
+        run()
+    return drawing.found[0] if drawing.found else "torch's generator"
 
 
 def draws(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

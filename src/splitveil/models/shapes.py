@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from splitveil.errors import ModelError
-from splitveil.models.dice import watched_dice
+from splitveil.models.dice import drawing_operation, generator_states
 
 InputShape = tuple[int, int, int]
 _LARGEST = 8192
@@ -89,11 +89,15 @@ def _require_answers(model: nn.Module, images: Tensor) -> None:
     with torch.random.fork_rng(devices=[]):
         for batch in batches:
             answer_of(model, batch)
-        with watched_dice() as drawn:
-            first, second = (answer_of(model, batches[-1]) for _ in range(2))
-    if not torch.equal(first, second):
-        how = f"it draws random numbers in evaluation mode ({drawn[0]!r})" if drawn else "it keeps something in between"
-        raise ModelError(f"the model answers the same images differently the second time: {how}")
+        before = generator_states()
+        first, second = (answer_of(model, batches[-1]) for _ in range(2))
+        if torch.equal(first, second):
+            return
+        how = "it keeps something in between"
+        if generator_states() != before:
+            operation = drawing_operation(lambda: answer_of(model, batches[-1]))
+            how = f"it draws random numbers in evaluation mode ({operation!r})"
+    raise ModelError(f"the model answers the same images differently the second time: {how}")
 
 
 def answer_of(model: nn.Module, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from splitveil.errors import SplitError
 from splitveil.models import Table1Net
-from splitveil.models.dice import watched_dice
+from splitveil.models.dice import drawing_operation, generator_states
 from splitveil.split.tracing import undisturbed
 
 _LENGTHS = (1, 2, 3, 7)  # of batches: one image, an even and an odd few, and one that no usual axis is as long as
@@ -38,13 +38,13 @@ def check(model: nn.Module, client: nn.Module, server: nn.Module, images: Tensor
     ]
     with torch.no_grad(), undisturbed(model):
         wanted = _function_of(model, picks)
-        with watched_dice() as drawn:
-            # All features before all answers: a server that remembers the last client would be found out.
-            features = [_run(client, batch, "client's half") for batch in picks]
-            found = [_run(server, z, "server's half") for z in features]
-            again = _run(server, features[0], "server's half")
-        if drawn:
-            raise SplitError(_not_a_function(model, drawn[0]))
+        state = generator_states()
+        # All features before all answers: a server that remembers the last client would be found out.
+        features = [_run(client, batch, "client's half") for batch in picks]
+        found = [_run(server, z, "server's half") for z in features]
+        again = _run(server, features[0], "server's half")
+        if generator_states() != state:
+            raise SplitError(_not_a_function(model, drawing_operation(lambda: server(client(picks[0].clone())))))
         for batch, right, answer in zip(picks, wanted, found, strict=True):
             if not _alike(right, answer):
                 other = picks[batch is picks[0]]
@@ -83,12 +83,14 @@ def _as_the_model_takes_them(images: Tensor, model: nn.Module) -> Tensor:
 
 def _function_of(model: nn.Module, picks: list[Tensor]) -> list[Tensor]:
     """The model's answers, if they are the same when it is asked again."""
-    with watched_dice() as drawn:
-        answers = [_run(model, batch, "model") for batch in picks]
-        again = [_run(model, batch, "model") for batch in picks[:2]]
-    if not all(_alike(first, second) for first, second in zip(answers, again, strict=False)):
-        raise SplitError(_not_a_function(model, drawn[0] if drawn else None))
-    return answers
+    state = generator_states()
+    answers = [_run(model, batch, "model") for batch in picks]
+    again = [_run(model, batch, "model") for batch in picks[:2]]
+    if all(_alike(first, second) for first, second in zip(answers, again, strict=False)):
+        return answers
+    drew = generator_states() != state
+    operation = drawing_operation(lambda: model(picks[0].clone())) if drew else None
+    raise SplitError(_not_a_function(model, operation))
 
 
 def _not_a_function(model: nn.Module, operation: str | None) -> str:
