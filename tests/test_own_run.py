@@ -69,7 +69,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "my_nets.py").write_text(CODE)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
     return folder
 
 
