@@ -101,6 +101,7 @@ class Server:
     """A running `splitveil serve`.
 
     Attributes:
+        said: addresses and models, as the command says them.
         rest, grpc: addresses.
         host: of REST, without the scheme.
     """
@@ -116,9 +117,9 @@ class Server:
         line = process.stdout.readline()
         watchdog.cancel()
         assert line, f"the server did not start: {self.log}"
-        said = json.loads(line)
-        self.rest: str = said["rest"]
-        self.grpc: str = said["grpc"]
+        self.said: dict[str, Any] = json.loads(line)
+        self.rest: str = self.said["rest"]
+        self.grpc: str = self.said["grpc"]
         self.host = self.rest.split("//")[1]
 
     @property

@@ -18,6 +18,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from made_paths import TOLERANCE, Truth, check_agree, check_client, rows_of
+from made_server import Half, server_bundle
 from splitveil.bundle import Messages, identity_of, read_server, write_bundle
 from splitveil.cli import main
 from splitveil.client import EdgeClient
@@ -63,7 +64,7 @@ def test_the_config_says_what_the_bundle_takes_and_gives(exported: Path, tmp_pat
     assert inputs(parsed) == [("frame", "TYPE_UINT8", [-1], True), ("coefficients", "TYPE_FP32", [-1], True)]
     assert [(each.name, list(each.dims)) for each in parsed.output] == [("logits", [10])]
     assert parsed.instance_group[0].count == 3
-    assert parsed.HasField("dynamic_batching")
+    assert parsed.HasField("dynamic_batching") is getattr(manifest, "rows_independent", False)
     assert {key: value.string_value for key, value in parsed.parameters.items()} == {
         "identity": manifest.identity, "components": "8", "codings": "float32,int8,int4", "certified": "false",
     }  # fmt: skip
@@ -82,6 +83,13 @@ def test_onnxruntime_serves_the_bare_graph(exported: Path, tmp_path: Path) -> No
     assert inputs(parsed) == [("coefficients", "TYPE_FP32", [8], False)]
     assert [path.name for path in (tmp_path / "pairs" / "1").iterdir()] == ["model.onnx"]
     assert (tmp_path / "pairs" / "1" / "model.onnx").read_bytes() == (exported / "server/server.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_rows_of_strangers_share_a_batch_only_where_the_manifest_allows_it(tmp_path: Path, mixes: bool) -> None:
+    bundle = server_bundle(tmp_path / "bundle", mixes=mixes)
+    write_repository(tmp_path / "models", [bundle])
+    assert config(tmp_path / "models", "made").HasField("dynamic_batching") is Half(bundle).mixes
 
 
 def test_a_certified_bundle_takes_frames_alone(exported: Path, tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def config_text(manifest: ServerManifest, backend: Backend, instances: int) -> s
         *(f"input {{ {text} }}" for text in inputs),
         f'output {{ name: "logits" data_type: TYPE_FP32 dims: [ {manifest.n_classes} ] }}',
         f"instance_group {{ kind: KIND_CPU count: {instances} }}",
-        "dynamic_batching { }",
+        # Rows of different requests, only where the export has seen that none changes another's answer.
+        *(["dynamic_batching { }"] if getattr(manifest, "rows_independent", False) else []),
         *(
             f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
             for key, value in manifest.parameters.items()
