@@ -45,6 +45,7 @@ benchmarks: setup
 	$(BIN)/python benchmarks/adversaries.py --out benchmarks/results/adversaries.json
 	$(BIN)/python benchmarks/edge.py --out benchmarks/results/edge.json
 	$(BIN)/python benchmarks/serving.py --out benchmarks/results/serving.json
+	$(BIN)/python benchmarks/attacks.py --out benchmarks/results/attacks.json
 
 # A residual network of one's own, see docs/own-model.md: prints what is measured, and keeps it in runs/own/report.json.
 example: export OMP_NUM_THREADS = 1

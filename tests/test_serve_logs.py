@@ -176,6 +176,31 @@ def test_what_strangers_send_is_counted_and_hardly_logged(tmp_path: Path) -> Non
     assert "splitveil_log_lines_suppressed_total" in text
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_the_access_log_names_the_client_behind_a_trusted_proxy_and_leaves_out_probes(
+    tmp_path: Path, trusted: bool
+) -> None:
+    folder = server_bundle(tmp_path / "bundle")
+    proxy = ["--trusted-proxy", "127.0.0.0/8"] if trusted else []
+    with serving(folder, "--access-log", "--health-port", 0, *proxy) as server:
+        seen = "192.0.2.7, 127.0.0.9"
+        httpx.get(server.rest + "/v2", headers={"X-Forwarded-For": seen})
+        httpx.get(server.said["health"] + "/v2/health/live")
+        with grpc.insecure_channel(server.grpc) as channel:
+            metadata = (("x-forwarded-for", seen), ("x-request-id", "nothing"))
+            with pytest.raises(grpc.RpcError):  # no request at all
+                channel.stream_unary(SERVICE + "ServerLive")(iter(()), metadata=metadata)
+            channel.unary_unary(SERVICE + "ServerLive")(b"", metadata=metadata)
+        server.stop()
+        lines = server.events("request")
+    facts = [(line["call"], line["status"], line["reason"], line["request_id"]) for line in lines]
+    assert facts == [
+        ("GET /v2", 200, "", ""), ("ServerLive", "INVALID_ARGUMENT", "invalid", "nothing"),
+        ("ServerLive", "OK", "", "nothing"),
+    ]  # fmt: skip
+    assert {line["address"] for line in lines} == {"192.0.2.7" if trusted else "127.0.0.1"}
+
+
 def test_the_access_log_has_a_line_for_each_request_and_no_content(tmp_path: Path) -> None:
     folder = server_bundle(tmp_path / "bundle")
     half = Half(folder)

@@ -22,15 +22,23 @@ EXTENDED = {
     "connection_made": ["self", "transport"], "connection_lost": ["self", "exc"], "data_received": ["self", "data"],
     "on_message_begin": ["self"], "on_headers_complete": ["self"], "on_message_complete": ["self"],
     "on_response_complete": ["self"], "pause_writing": ["self"], "resume_writing": ["self"],
-    "timeout_keep_alive_handler": ["self"], "shutdown": ["self"],
+    "timeout_keep_alive_handler": ["self"], "shutdown": ["self"], "eof_received": ["self"],
+    "on_header": ["self", "name", "value"],
 }  # fmt: skip
 # Attributes of a connection and of an exchange on it.
-USED = {"connections", "cycle", "flow", "loop", "pipeline", "transport"}
-OF_A_CYCLE = {"keep_alive", "response_complete", "response_started"}
+USED = {
+    "_unset_keepalive_if_required", "client", "cycle", "expect_100_continue", "flow", "headers", "loop",
+    "parser", "pipeline", "scheme", "transport", "url",
+}  # fmt: skip
+OF_A_CYCLE = {"disconnected", "keep_alive", "message_event", "response_complete", "response_started"}
+# Of the flow control that `splitveil.serve.transport` extends.
+OF_THE_FLOW = {"_transport", "pause_reading", "read_paused", "resume_reading", "write_paused"}
 
 
 async def made() -> HttpToolsProtocol:
-    return HttpToolsProtocol(Config(None), ServerState(), {}, asyncio.get_running_loop())
+    protocol = HttpToolsProtocol(Config(None), ServerState(), {}, asyncio.get_running_loop())
+    protocol.on_message_begin()  # which makes the URL
+    return protocol
 
 
 def test_the_version_is_one_that_this_contract_was_read_for() -> None:
@@ -50,7 +58,8 @@ def test_the_attributes_that_are_used_exist() -> None:
     assert {name for name in USED if hasattr(protocol, name)} == USED
     cycle = inspect.getsource(RequestResponseCycle.__init__)
     assert {name for name in OF_A_CYCLE if f"self.{name}" in cycle} == OF_A_CYCLE
-    assert "write_paused" in inspect.getsource(FlowControl)
+    flow = inspect.getsource(FlowControl)
+    assert {name for name in OF_THE_FLOW if name in flow} == OF_THE_FLOW
 
 
 def test_the_contract_is_whole() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any, TypeVar
@@ -26,6 +27,9 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option("--http-port", help="Of REST; 0: any free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option("--grpc-port", help="Of gRPC; 0: any free one.")] = 8001,
+    health_port: Annotated[
+        int | None, typer.Option("--health-port", help="Of live, ready and metrics alone, in plain HTTP; 0: any free.")
+    ] = None,
     token_file: Annotated[Path | None, typer.Option("--token-file", help="Bearer tokens, one per line.")] = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate with its chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="The certificate's key, PEM.")] = None,
@@ -39,9 +43,19 @@ def serve(
     max_delay_ms: Annotated[
         float, typer.Option("--max-delay-ms", help="How long a request waits for others to be computed with.")
     ] = 0.0,
-    max_requests: Annotated[int, typer.Option("--max-requests", help="Answered at once; more get 503.")] = 256,
+    max_requests: Annotated[int, typer.Option("--max-requests", help="Answered at once; more get 503.")] = 384,
     max_connections: Annotated[int, typer.Option("--max-connections", help="Open at once, of each protocol.")] = 2048,
     max_body: Annotated[float, typer.Option("--max-body", help="MiB of a request, also decompressed.")] = 16.0,
+    max_buffered: Annotated[float, typer.Option("--max-buffered", help="MiB of all requests together.")] = 256.0,
+    max_json_numbers: Annotated[
+        int, typer.Option("--max-json-numbers", help="In a request's JSON; binary tensors have no such limit.")
+    ] = 8192,
+    share: Annotated[
+        float, typer.Option("--share", help="Of what others leave, for one address or token; 1: everything.")
+    ] = 0.75,
+    trusted_proxy: Annotated[
+        list[str] | None, typer.Option("--trusted-proxy", help="Address or network whose X-Forwarded-For is believed.")
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds that a client has to send a request.")] = 10.0,
     drain: Annotated[float, typer.Option("--drain", help="Seconds for requests under way after SIGTERM.")] = 20.0,
     threads: Annotated[int, typer.Option("--threads", help="Of ONNX Runtime per model; 0: one per core.")] = 1,
@@ -69,10 +83,14 @@ def serve(
 
     if not (math.isfinite(max_body) and 1 <= max_body * _MEBIBYTE < 2**31):
         raise typer.BadParameter("--max-body is a number of MiB above 0 and below 2048")
+    if not (math.isfinite(max_buffered) and max_buffered * _MEBIBYTE >= 1):
+        raise typer.BadParameter("--max-buffered is a number of MiB above 0")
     settings = Settings(
-        host=host, http_port=http_port, grpc_port=grpc_port, token_file=token_file, tls_cert=tls_cert, tls_key=tls_key,
-        client_ca=client_ca, public_key=public_key, max_batch=max_batch, max_delay_ms=max_delay_ms,
-        max_requests=max_requests, max_connections=max_connections, max_body=int(max_body * _MEBIBYTE),
+        host=host, http_port=http_port, grpc_port=grpc_port, health_port=health_port, token_file=token_file,
+        tls_cert=tls_cert, tls_key=tls_key, client_ca=client_ca, public_key=public_key, max_batch=max_batch,
+        max_delay_ms=max_delay_ms, max_requests=max_requests, max_connections=max_connections,
+        max_body=int(max_body * _MEBIBYTE), max_buffered=int(max_buffered * _MEBIBYTE),
+        max_json_numbers=max_json_numbers, share=share, trusted_proxies=tuple(trusted_proxy or ()),
         timeout=timeout, drain=drain, threads=threads, reload=reload, control=not no_control,
         access_log=access_log,
     )  # fmt: skip
@@ -80,7 +98,7 @@ def serve(
     def say(addresses: Addresses) -> None:
         names = [f"{model.name}/{model.version}" for model in models.loaded]
         if as_json:
-            typer.echo(json.dumps({"rest": addresses.rest, "grpc": addresses.grpc, "models": names}))
+            typer.echo(json.dumps({**asdict(addresses), "models": names}))
         else:
             typer.echo(f"serving {', '.join(names)} at {addresses.rest} (REST) and {addresses.grpc} (gRPC)")
 

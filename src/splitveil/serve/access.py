@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from splitveil.serve.logs import own
 from splitveil.serve.metrics import Metrics
+from splitveil.serve.shares import Addresses
 
 Control = Literal["load", "unload"]
 LONGEST_NAME = 100
@@ -34,7 +35,7 @@ class Exchange:
     Attributes:
         protocol: ``rest`` or ``grpc``.
         call: method and path, or the name of the call.
-        address: of the other end of the connection.
+        address: of the client; see `Addresses.client`.
         request_id: the client's ``x-request-id``, if it is a plain one.
         control: what a control call asks for.
         model: that is asked for, as the client names it.
@@ -96,11 +97,12 @@ class Recorded:
     Args:
         app: the application.
         metrics: that count control calls.
+        addresses: which say whose request it is.
         access_log: whether all requests are.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
-        self._app, self._metrics, self._access_log = app, metrics, access_log
+    def __init__(self, app: ASGIApp, metrics: Metrics, addresses: Addresses, access_log: bool) -> None:
+        self._app, self._metrics, self._addresses, self._access_log = app, metrics, addresses, access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -108,7 +110,7 @@ class Recorded:
         if scope["type"] != "http" or not (self._access_log or found):
             await self._app(scope, receive, send)
             return
-        exchange = _of_request(scope)
+        exchange = _of_request(scope, self._addresses)
         if found and scope["method"] == "POST":
             exchange.model, exchange.control = found[1][:LONGEST_NAME], "load" if found[2] == "load" else "unload"
 
@@ -128,11 +130,12 @@ class Recorded:
             exchange.model = exchange.model or scope.get("path_params", {}).get("name", "")[:LONGEST_NAME]
 
 
-def _of_request(scope: Scope) -> Exchange:
+def _of_request(scope: Scope, addresses: Addresses) -> Exchange:
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    client = scope.get("client") or ("",)
+    forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+    client = addresses.client((scope.get("client") or ("",))[0], forwarded)
     call = f"{scope['method']} {scope['path']}"[:LONGEST_NAME]
-    return Exchange("rest", call, str(client[0]), plain_id(given.decode("latin-1")))
+    return Exchange("rest", call, client, plain_id(given.decode("latin-1")))
 
 
 def _write_access(exchange: Exchange) -> None:

@@ -1,90 +1,109 @@
 """HTTP connections under limits: uvicorn's protocol, which has none for slow, silent or endless clients."""
 
 import asyncio
-from typing import cast
+from collections import deque
+from typing import Any, cast
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from splitveil.serve.refusal import HTTP_STATUS, RETRY_AFTER, Reason
+from splitveil.serve.refusal import HTTP_STATUS, Reason, RefusedError
 from splitveil.serve.service import Service
+from splitveil.serve.shares import Caller, Pool
+from splitveil.serve.strict import LONGEST_HEAD, HeadError, answer_of, check_head
+from splitveil.serve.transport import Flow, Joined
 
-LONGEST_HEAD = 64 * 2**10
-"""Bytes of a request's line and headers."""
-_PHRASE = {408: "Request Timeout", 413: "Content Too Large", 431: "Request Header Fields Too Large",
-           503: "Service Unavailable"}  # fmt: skip
-
-
-class _Joined:
-    """A transport that sends the head and the body of an answer at once: a system call less on either side."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._held: list[bytes] = []
-        self.is_closing, self.abort = transport.is_closing, transport.abort
-
-    def write(self, data: bytes) -> None:
-        if not self._held:
-            self._loop.call_soon(self.flush)  # at the latest
-        self._held.append(data)
-
-    def flush(self) -> None:
-        if self._held:
-            self._transport.write(b"".join(self._held))
-            self._held.clear()
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
+STEP = 4096
+"""Bytes that are parsed before the requests in them are looked at: one piece of 256 KiB may hold ten thousand."""
+LINGER_SECONDS = 2.0
+"""For which the rest of a refused request is read and dropped, so that its client hears why."""
 
 
 class Connection(HttpToolsProtocol):
     """One connection.
 
     One timer runs while the client owes something: from the connection, or a request's first byte, to its last byte,
-    and while an answer is not taken. A request that comes whole never starts one.
+    and while an answer is not taken. A request that comes whole never starts one. A client that has closed its own
+    side still gets its answers. Of requests sent at once, those behind the second are not parsed before the first is
+    answered.
+
+    Args:
+        config: of uvicorn.
+        state: of uvicorn; has the open connections of this port.
+        service: that answers.
+        room: connections of this port.
     """
 
-    def __init__(self, config: Config, state: ServerState, service: Service) -> None:
+    def __init__(self, config: Config, state: ServerState, service: Service, room: Pool) -> None:
         super().__init__(config, state, {}, asyncio.get_running_loop())
-        self._service = service
+        self._service, self._room = service, room
+        self._peer: Caller = ()
+        self._counted = False
         self._owed: asyncio.TimerHandle | None = None
         self._in_head = self._in_request = False
-        self._received = 0  # bytes since the request began
+        self._received = 0  # bytes since the request began, to a STEP
+        self._declared = 0  # bytes of its body
+        self._unparsed = memoryview(b"")
+        self._cycles: deque[Any] = deque()  # not yet answered, in the order in which they came
+        self._fault: HeadError | None = None
+        self._last: tuple[int, str] | None = None  # what is refused once all before it is answered
+        self._ended = False  # by the client: nothing more comes
+        self._lingering = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; too many connections are told so, and ended."""
         super().connection_made(transport)
-        self._joined = _Joined(transport, self.loop)
+        self._joined = Joined(transport, self.loop)
         self.transport = cast(asyncio.Transport, self._joined)
-        if len(self.connections) > self._service.settings.max_connections:
-            self._refuse("busy", 503, "too many connections; come again in a second")
+        self.flow = self._flow = Flow(transport)
+        self._peer = self._service.addresses.caller(self.client[0] if self.client else "")
+        self._held = self._service.holding(self._peer)
+        if self._room is self._service.connections and self._service.files_exhausted(transport):
+            self._refuse("busy", 503, "too many files are open; come again in a second")
+        elif not self._room.take(self._peer):
+            self._refuse("busy", 503, "too many connections, or too many from one address; come again in a second")
         else:
+            self._counted = True
             self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._unwatch()
+        self._held.set(0)
+        if self._counted:
+            self._room.give(self._peer)
+        for cycle in self._cycles:
+            cycle.disconnected = True
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of requests."""
         if self.transport.is_closing():
             return
-        self._received += len(data)
-        super().data_received(data)
-        if self.transport.is_closing():
+        if self._last or self._ended:
+            self._flow.drop_slowly(self.loop)
             return
-        most = self._service.settings.max_body
-        if self._in_head and max(self._received, len(data)) > LONGEST_HEAD:
-            self._refuse("large", 431, "the headers are too long")
-        elif self._in_request and self._received > 2 * most + LONGEST_HEAD:
-            self._refuse("large", 413, "the request is too long")  # mostly frames of chunks, or trailers
-        elif self._in_request or self.cycle is None or self.cycle.response_complete:
-            self._watch()
+        self._unset_keepalive_if_required()
+        if len(data) <= STEP and not self._unparsed and not self.pipeline:  # as nearly always
+            self._parse_piece(data)
+            if self._cycles and not (
+                self.pipeline or self._in_request or self._last or self._ended or self.flow.write_paused
+            ):
+                self._unwatch()
+                return
         else:
-            self._unwatch()
+            self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
+        self._parse()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client has sent all that it will; it still gets its answers, which TLS has no way for."""
+        self._ended = True
+        self._parse()
+        if self._lingering:
+            return False
+        return self.scheme != "https" and not self.transport.is_closing()
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -92,11 +111,25 @@ class Connection(HttpToolsProtocol):
         self._in_head = self._in_request = True
         self._received = 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header field; those behind the body are dropped, or they would join those before it."""
+        if self._in_head:
+            self.headers.append((name.lower(), value))
+
     def on_headers_complete(self) -> None:
         """The end of a request's headers."""
-        self._in_head = False
+        version = self.parser.get_http_version()
+        try:
+            self._declared, self.expect_100_continue = check_head(
+                version, self.parser.get_method(), self.url, self.headers
+            )
+        except HeadError as error:
+            self._fault = error
+            raise
         super().on_headers_complete()
-        if self._service.draining:
+        self._in_head = False
+        self._cycles.append(self.cycle)
+        if self._service.draining or self.parser.should_upgrade():  # an offer of another protocol is not taken up
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
@@ -107,7 +140,14 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer was written."""
         self._joined.flush()
+        self._cycles.popleft()
         super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self._last and not self._cycles:
+            self._say(*self._last)
+        elif self._unparsed or self._ended or self._in_request:
+            self.loop.call_soon(self._parse)
 
     def pause_writing(self) -> None:
         """The client does not take what we write."""
@@ -126,14 +166,78 @@ class Connection(HttpToolsProtocol):
 
     def announce_end(self) -> None:
         """Tell the client with the next answer that no further request is read."""
-        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
-            if cycle is not None:
-                cycle.keep_alive = False
+        if self._cycles:
+            self._cycles[-1].keep_alive = False
 
     def shutdown(self) -> None:
         """End the connection, unless a request is under way; its answer will be the last."""
-        if not self._in_request and (self.cycle is None or self.cycle.response_complete):
+        if self._lingering or (not self._in_request and not self._cycles):
             self._end()
+
+    def _parse(self) -> None:
+        """Go on with what was read, unless a request waits for the one before it; then see who owes what."""
+        self._unset_keepalive_if_required()
+        while self._unparsed and not self.pipeline and not self.transport.is_closing() and not self._last:
+            # What is known to be body needs no small steps.
+            in_body = self._in_request and not self._in_head
+            size = max(STEP, self._declared - self._received) if in_body else STEP
+            piece, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+            self._parse_piece(piece)
+        if self.transport.is_closing() or self._last:
+            return
+        self._flow.held = bool(self._unparsed)
+        try:
+            self._held.set(len(self._unparsed))
+        except RefusedError as error:
+            self._refuse("busy", 503, str(error))
+            return
+        if self._unparsed:
+            self.flow.pause_reading()
+        elif self._ended:
+            self._finish()
+            return
+        elif self._in_request and not self._in_head and self.cycle.response_complete:  # refused already
+            self._flow.drop_slowly(self.loop)
+        elif not self.pipeline:
+            self.flow.resume_reading()
+        self._settle()
+
+    def _parse_piece(self, piece: bytes | memoryview) -> None:
+        if self._in_head and self._received > LONGEST_HEAD:
+            self._refuse("large", 431, "the headers are too long")
+            return
+        self._received += len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            self._ended, self._unparsed = True, memoryview(b"")  # what follows is of another protocol
+        except httptools.HttpParserError:
+            fault = self._fault or HeadError("invalid", 400, "this is no valid HTTP request")
+            self._refuse(fault.reason, fault.status, str(fault))
+            return
+        if self._in_request and self._received > 2 * self._service.settings.max_body + LONGEST_HEAD:
+            self._refuse("large", 413, "the request is too long")  # mostly frames of chunks, or trailers
+
+    def _finish(self) -> None:
+        """The client sends no more: its answers are the last."""
+        if self._in_request:
+            self._refuse("invalid", 400, "the request ended early")
+        elif not self._cycles:
+            self._end()
+        else:
+            self._cycles[-1].keep_alive = False
+            self._settle()
+
+    def _settle(self) -> None:
+        """Start or stop the timer."""
+        if self.flow.write_paused:
+            self._watch()
+        elif self.pipeline or self._unparsed:
+            self._unwatch()  # it is our turn
+        elif self._in_request or not self._cycles:
+            self._watch()
+        else:
+            self._unwatch()
 
     def _watch(self) -> None:
         if self._owed is None:
@@ -155,16 +259,34 @@ class Connection(HttpToolsProtocol):
             self._end()
 
     def _refuse(self, reason: Reason, status: int, sentence: str) -> None:
-        """Answer without the application, if nothing is being answered, and end."""
+        """Answer without the application, after all that is still being answered, and end."""
         self._service.metrics.refusals.labels(reason).inc()
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            body = f'{{"error": "{sentence}"}}'
-            retry = f"retry-after: {RETRY_AFTER}\r\n" if status == 503 else ""
-            self.transport.write(
-                f"HTTP/1.1 {status} {_PHRASE[status]}\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(body)}\r\n{retry}connection: close\r\n\r\n{body}".encode()
-            )
-        self._end()
+        self._unwatch()
+        self._unparsed, started = memoryview(b""), False
+        if self._in_request and not self._in_head:  # this one has reached the application, which hears no more of it
+            cycle = self._cycles.pop() if self._cycles else self.cycle
+            if self.pipeline and self.pipeline[0][0] is cycle:
+                self.pipeline.popleft()
+            started = cycle.response_started
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if started:
+            self._end()
+        elif self._cycles:
+            self.cycle, self._last = self._cycles[-1], (status, sentence)
+        else:
+            self._say(status, sentence)
+
+    def _say(self, status: int, sentence: str) -> None:
+        self.transport.write(answer_of(status, sentence))
+        if self._counted and self.scheme == "http":
+            # Closed at once, with bytes unread, the system would reset the connection and lose what was said.
+            self._last, self._lingering = (status, sentence), True
+            self._joined.end_writing()
+            self.flow.resume_reading()
+            self._owed = self.loop.call_later(min(LINGER_SECONDS, self._service.settings.timeout), self._end)
+        else:
+            self._end()
 
     def _end(self) -> None:
         """Close, and do not wait long for a client that takes nothing."""

@@ -3,16 +3,16 @@
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import service_pb2
 
-from splitveil.serve.access import LONGEST_NAME, Control, Exchange, note, plain_id, recording
+from splitveil.serve.access import LONGEST_NAME, Control, Exchange, note, recording
+from splitveil.serve.grpc_calls import caller_of, client_of, refuse, request_id_of
 from splitveil.serve.grpc_service import GrpcService
-from splitveil.serve.refusal import GRPC_STATUS, RETRY_AFTER, Reason, RefusedError, fault
+from splitveil.serve.refusal import GRPC_STATUS, RefusedError, fault
 from splitveil.serve.service import Service
 
 # Messages and grpc.aio.ServicerContext: neither grpc nor the messages have types.
@@ -75,11 +75,12 @@ def _entry(service: Service, name: str, call: Answer) -> Answer:
             reason, sentence = refusal.reason, str(refusal)
         except Exception as error:
             reason, sentence = "fault", str(fault(error))
+        # The error is gone by now: kept in this frame, which its traceback holds, it would keep the model.
         note(reason=reason, status=GRPC_STATUS[reason])
-        return await _abort(context, reason, sentence)
+        return await refuse(context, reason, sentence)
 
     async def recorded(request: Any, context: Any) -> Any:
-        exchange = Exchange("grpc", name, _address(context), _request_id(context), control, status="OK")
+        exchange = Exchange("grpc", name, client_of(service, context), request_id_of(context), control, status="OK")
         if request is not None:
             model = getattr(request, "model_name", getattr(request, "name", ""))
             exchange.model, exchange.received = model[:LONGEST_NAME], request.ByteSize()
@@ -94,22 +95,7 @@ def _entry(service: Service, name: str, call: Answer) -> Answer:
 async def _health(rpc: GrpcService, protocol: str, request: Any, context: Any) -> Health:
     """Of the server, for whoever asks; of one model for those with a token."""
     if request.name in ("", protocol):
-        return 1 if rpc.service.ready else 2
+        return 1 if rpc.service.ready_for(caller_of(rpc.service, context)) else 2
     rpc.let_in(context)
     rpc.service.models.get(request.name)
-    return 1
-
-
-async def _abort(context: Any, reason: Reason, sentence: str) -> None:
-    pushback = (("grpc-retry-pushback-ms", str(RETRY_AFTER * 1000)),) if reason == "busy" else ()
-    await context.abort(grpc.StatusCode[GRPC_STATUS[reason]], sentence, pushback)
-
-
-def _address(context: Any) -> str:
-    """Of ``ipv4:127.0.0.1:50000`` or ``ipv6:%5B::1%5D:50000``."""
-    return unquote(context.peer() or "").partition(":")[2].rpartition(":")[0].strip("[]")
-
-
-def _request_id(context: Any) -> str:
-    given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
-    return plain_id(given) if isinstance(given, str) else ""
+    return 1 if rpc.service.open_to(caller_of(rpc.service, context)) else 2

@@ -10,6 +10,7 @@ from google.protobuf.json_format import ParseDict
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2, service_pb2
 
+from splitveil.serve.grpc_calls import caller_of, let_in
 from splitveil.serve.metadata import (
     model_config,
     model_metadata,
@@ -21,6 +22,7 @@ from splitveil.serve.model import Model
 from splitveil.serve.query import LOGITS, Query, Tensor
 from splitveil.serve.refusal import RefusedError, fault
 from splitveil.serve.service import Service
+from splitveil.serve.shares import Caller
 
 # Requests, answers and grpc.aio.ServicerContext: neither grpc nor the messages have types.
 Call = Callable[["GrpcService", Any, Any], Awaitable[Any]]
@@ -55,17 +57,17 @@ class GrpcService:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def let_in(self, context: Any) -> None:
-        """Raises `RefusedError` where the caller has no token, or the server is stopping.
+    def let_in(self, context: Any) -> Caller:
+        """Under which names a call counts.
+
+        Raises `RefusedError` where the caller has no token, or the server is stopping.
 
         Refusing is kinder here than answering to the last moment: the core cancels calls that it has read when it
         stops, and clients repeat what was UNAVAILABLE, but not what was CANCELLED.
         """
         if self.service.draining:
             raise RefusedError("draining", "this server is stopping; ask another one")
-        if self.service.tokens.needed:
-            given = dict(context.invocation_metadata() or ()).get("authorization", "")
-            self.service.tokens.check(given.encode("latin-1", "replace") if isinstance(given, str) else given)
+        return let_in(self.service, context)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Logits of one query."""
@@ -73,9 +75,11 @@ class GrpcService:
         service, size = self.service, request.ByteSize()
         model: Model | None = None
         try:
-            self.let_in(context)
+            caller = self.let_in(context)
             model = service.models.get(request.model_name, request.model_version)
-            query, logits = await service.infer(model, partial(read_query, request), size)
+            with service.holding(caller) as held:
+                held.add(size)
+                query, logits = await service.infer(model, partial(read_query, request), size, caller)
             answer = write_answer(query, model, logits)
             service.count(model, "grpc", None, begin, size, answer.ByteSize(), len(logits))
             return answer
@@ -92,13 +96,13 @@ class GrpcService:
 
     async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         """Whether requests should be sent here; needs no token."""
-        return service_pb2.ServerReadyResponse(ready=self.service.ready)
+        return service_pb2.ServerReadyResponse(ready=self.service.ready_for(caller_of(self.service, context)))
 
     @_guarded
-    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Whether a model is served."""
         self.service.models.get(request.name, request.version)
-        return service_pb2.ModelReadyResponse(ready=not self.service.draining)
+        return service_pb2.ModelReadyResponse(ready=self.service.open_to(caller_of(self.service, context)))
 
     @_guarded
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
@@ -170,7 +174,7 @@ def read_query(request: Any) -> Query:
     raw = request.raw_input_contents
     if len(raw) > 1 or (raw and given.HasField("contents")):
         raise RefusedError("invalid", f"input {given.name[:50]!r} needs its data once, as contents or raw")
-    data = raw[0] if raw else list(getattr(given.contents, _CONTENTS.get(given.datatype, "fp32_contents")))
+    data = raw[0] if raw else getattr(given.contents, _CONTENTS.get(given.datatype, "fp32_contents"))
     return Query(request.id, Tensor(given.name, given.datatype, list(given.shape), data), True)
 
 

@@ -49,6 +49,11 @@ class Metrics:
         )  # fmt: skip
         ProcessCollector(registry=self.registry)  # open and most descriptors, memory, processor
         self.in_flight = Gauge("splitveil_requests_in_flight", "Being answered now.", registry=self.registry)
+        self.connections = Gauge("splitveil_open_connections", "Of the protocol.", ["protocol"], registry=self.registry)
+        self.exhausted = Counter(
+            "splitveil_descriptors_exhausted", "Looks at which no file descriptor was free.", registry=self.registry
+        )
+        self.buffered = Gauge("splitveil_buffered_bytes", "Of large bodies, held now.", registry=self.registry)
         self.models = Gauge(
             "splitveil_model_loaded", "1 for each model that is served.", ["model", "version", "identity"],
             registry=self.registry,

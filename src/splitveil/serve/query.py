@@ -15,8 +15,8 @@ from splitveil.serve.refusal import RefusedError
 from splitveil.wire import HEADER_BYTES
 
 FRAME, COEFFICIENTS, LOGITS = "frame", "coefficients", "logits"
-LARGE_BODY = 2**18
-"""Requests of more bytes are parsed in a thread, so that others need not wait for it."""
+LARGE_BODY = 2**16
+"""Requests of more bytes are parsed in a thread, one after the other, so that others need not wait for it."""
 DATATYPE = {FRAME: "UINT8", COEFFICIENTS: "FP32"}
 
 
@@ -28,13 +28,13 @@ class Tensor:
         name: ``frame`` or ``coefficients``.
         datatype: as the protocol names it.
         shape: as claimed, not yet compared with the data.
-        data: raw little-endian bytes, or numbers in row-major order.
+        data: raw little-endian bytes, as `bytes` or `memoryview`, or numbers in row-major order.
     """
 
     name: str
     datatype: str
     shape: list[int]
-    data: bytes | Sequence[Any]
+    data: bytes | memoryview | Sequence[Any]
 
 
 @dataclass(slots=True)
@@ -83,6 +83,18 @@ def input_names(messages: Messages) -> list[str]:
     return [FRAME] if messages.certified else [FRAME, COEFFICIENTS]
 
 
+def longest_body(model: Model, most: int, most_json: int) -> int:
+    """Bytes that a request to a model can have and be right: JSON, and behind it the longest rows in binary.
+
+    Args:
+        model: that is asked.
+        most: bytes of any request.
+        most_json: bytes of its JSON.
+    """
+    row = HEADER_BYTES + 4 * model.messages.components * model.messages.places
+    return min(most, most_json + model.max_batch * row)
+
+
 def _checked_shape(tensor: Tensor, model: Model) -> list[int]:
     name, shape, messages = tensor.name, tensor.shape, model.messages
     if name not in DATATYPE:
@@ -110,18 +122,19 @@ def _checked_shape(tensor: Tensor, model: Model) -> list[int]:
 
 
 def _octets(tensor: Tensor, shape: list[int]) -> bytes:
+    if len(tensor.data) != shape[0] * shape[1]:  # which is looked at first: it bounds the work
+        raise RefusedError(
+            "invalid", f"input '{tensor.name}' has {len(tensor.data)} bytes, which is not its shape {shape}"
+        )
     try:
-        raw = tensor.data if isinstance(tensor.data, bytes) else bytes(tensor.data)
+        return bytes(tensor.data)
     except (TypeError, ValueError) as error:
         raise RefusedError("invalid", f"input '{tensor.name}' holds values that are no UINT8") from error
-    if len(raw) != shape[0] * shape[1]:
-        raise RefusedError("invalid", f"input '{tensor.name}' has {len(raw)} bytes, which is not its shape {shape}")
-    return raw
 
 
 def _floats(tensor: Tensor, shape: list[int]) -> NDArray[np.float32]:
     count = math.prod(shape)
-    if isinstance(tensor.data, bytes):
+    if isinstance(tensor.data, bytes | memoryview):
         if len(tensor.data) != 4 * count:
             raise RefusedError(
                 "invalid", f"input '{tensor.name}' has {len(tensor.data)} bytes, but FP32 {shape} has {4 * count}"

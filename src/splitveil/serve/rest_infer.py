@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from starlette.types import Receive, Scope, Send
 
-from splitveil.serve.body import Head, compress, read_body, read_head
+from splitveil.serve.body import COMPRESS_FROM, Head, compress, decompress, let_in, read_body, read_head
 from splitveil.serve.model import Model
-from splitveil.serve.query import LOGITS, Query, Tensor
+from splitveil.serve.query import LOGITS, Query, Tensor, longest_body
 from splitveil.serve.refusal import HTTP_STATUS, RETRY_AFTER, RefusedError, fault
-from splitveil.serve.service import Service
+from splitveil.serve.service import SMALL_BODY, Service
 
 _MOST_AXES = 8
+_NO_HEAD = Head()
+BYTES_PER_NUMBER = 64
+"""Of JSON: 17 digits, sign and exponent are 24, and the rest is for who indents."""
+OTHER_VALUES = 1000
+"""Values in JSON beside a tensor's numbers: names, shapes, parameters."""
 
 
 class Infer:
@@ -30,15 +35,23 @@ class Infer:
         """Answer one request."""
         begin = time.perf_counter()
         service, model, reason, received, rows = self._service, None, None, 0, 0
-        head = Head()
+        head = _NO_HEAD
         try:
             head = read_head(scope["headers"])
-            service.tokens.check(head.authorization)
+            caller = let_in(service, scope, head)
             path = scope["path_params"]
             model = service.models.get(path["name"], path.get("version", ""))
-            body = await read_body(receive, head, service)
-            received = len(body)
-            query, logits = await service.infer(model, partial(read_query, body, head.json_length), received)
+            numbers = service.settings.max_json_numbers
+            most = service.settings.max_body
+            if head.length is None or head.length > SMALL_BODY or head.encoding:
+                most = longest_body(model, most, BYTES_PER_NUMBER * numbers)
+            with service.holding(caller) as held:
+                body = await read_body(receive, head, held, most)
+                if head.encoding:
+                    body = await decompress(body, head.encoding, held, most, service, caller)
+                received = len(body)
+                read = partial(read_query, body, head.json_length, numbers)
+                query, logits = await service.infer(model, read, received, caller)
             rows = len(logits)
             content, json_length = write_answer(query, model, logits)
             status, headers = 200, _headers(json_length)
@@ -48,9 +61,10 @@ class Infer:
         except Exception as error:
             reason = "fault"
             status, headers, content = refusal_parts(fault(error))
-        content, encoding = compress(content, head.accepts)
-        if encoding:
-            headers.append((b"content-encoding", encoding))
+        if head.accepts and len(content) >= COMPRESS_FROM:
+            content, encoding = await compress(content, head.accepts)
+            if encoding:
+                headers.append((b"content-encoding", encoding))
         size = len(content)
         service.count(model, "rest", reason, begin, received, size, rows)
         headers.append((b"content-length", str(size).encode()))
@@ -69,20 +83,21 @@ def refusal_parts(refusal: RefusedError) -> tuple[int, list[tuple[bytes, bytes]]
     return status, headers, json.dumps({"error": str(refusal)}).encode()
 
 
-def read_query(body: bytes, json_length: int | None) -> Query:
+def read_query(body: bytes | bytearray, json_length: int | None, numbers: int = 8192) -> Query:
     """What a body asks.
 
     Args:
         body: JSON, and raw tensors behind it.
         json_length: bytes of JSON; None: all.
+        numbers: that the JSON may hold.
 
     Raises:
         RefusedError: it is not what the protocol says.
     """
     if json_length is not None and json_length > len(body):
         raise RefusedError("invalid", "the header inference-header-content-length is larger than the body")
-    raw = b"" if json_length is None else body[json_length:]
-    content = parse_object(body if json_length is None else body[:json_length])
+    raw = memoryview(b"") if json_length is None else memoryview(body)[json_length:]
+    content = parse_object(body if json_length is None else body[:json_length], numbers)
     inputs = content.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1:
         raise RefusedError("invalid", "a request has exactly one input, 'frame' or 'coefficients'")
@@ -93,8 +108,18 @@ def read_query(body: bytes, json_length: int | None) -> Query:
     return Query(name, _tensor(inputs[0], raw), _wants_binary(content.get("outputs"), binary))
 
 
-def parse_object(text: bytes) -> dict[str, Any]:
-    """A JSON object; raises `RefusedError` where it is none."""
+def parse_object(text: bytes | bytearray, numbers: int) -> dict[str, Any]:
+    """A JSON object; raises `RefusedError` where it is none, or one that takes long to read.
+
+    Args:
+        text: of the object.
+        numbers: that it may hold. Commas are counted, since every value but the first of its list or object has one.
+    """
+    if len(text) > BYTES_PER_NUMBER * numbers or text.count(b",") > numbers + OTHER_VALUES:
+        raise RefusedError(
+            "large", f"the JSON of a request has at most {numbers} numbers and {BYTES_PER_NUMBER * numbers} bytes; "
+            "send fewer rows, or the numbers as binary tensors"
+        )  # fmt: skip
     try:
         content = from_json(text)
     except ValueError:  # its text may quote what was sent
@@ -114,10 +139,10 @@ def write_answer(query: Query, model: Model, logits: NDArray[np.float32]) -> tup
         content["id"] = query.id
     if not query.binary:
         output["data"] = logits.ravel().tolist()
-        return json.dumps(content).encode(), None
+        return to_json(content), None
     raw = logits.astype("<f4", copy=False).tobytes()
     output["parameters"] = {"binary_data_size": len(raw)}
-    text = json.dumps(content).encode()
+    text = to_json(content)
     return text + raw, len(text)
 
 
@@ -137,7 +162,7 @@ def _parameters(content: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _tensor(content: Any, raw: bytes) -> Tensor:
+def _tensor(content: Any, raw: memoryview) -> Tensor:
     if not isinstance(content, dict) or not isinstance(name := content.get("name"), str):
         raise RefusedError("invalid", "an input is a JSON object with a name")
     shown = f"input {name[:50]!r}"

@@ -52,14 +52,16 @@ class Tokens:
         """Whether requests must carry a token."""
         return bool(self._digests)
 
-    def check(self, authorization: bytes) -> None:
-        """Let a request in by its header ``Authorization``; the log calls the token by its SHA-256's first 8 digits.
+    def check(self, authorization: bytes) -> bytes:
+        """Let a request in by its header ``Authorization``; returns what tells its token from the others, if any.
+
+        The log calls the token by its SHA-256's first 8 digits.
 
         Raises:
             RefusedError: it names no known token.
         """
         if not self._digests:
-            return
+            return b""
         scheme, _, token = authorization.partition(b" ")
         # Digests have one length, and all are compared: how long it takes tells nothing of any token.
         given = hashlib.sha256(token.strip()).digest()
@@ -67,3 +69,4 @@ class Tokens:
         if scheme.lower() != b"bearer" or not known:
             raise RefusedError("unauthenticated", "this server asks for a token: send 'Authorization: Bearer TOKEN'")
         note(token=given.hex()[:8])
+        return given if len(self._digests) > 1 else b""
