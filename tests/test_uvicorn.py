@@ -27,7 +27,7 @@ EXTENDED = {
 }  # fmt: skip
 # Attributes of a connection and of an exchange on it.
 USED = {
-    "_unset_keepalive_if_required", "client", "cycle", "expect_100_continue", "flow", "headers", "loop",
+    "_start_asgi_task", "client", "cycle", "expect_100_continue", "flow", "headers", "loop",
     "parser", "pipeline", "scheme", "transport", "url",
 }  # fmt: skip
 OF_A_CYCLE = {"disconnected", "keep_alive", "message_event", "response_complete", "response_started"}

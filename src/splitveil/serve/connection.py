@@ -9,6 +9,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from splitveil.serve.deadline import Idle
 from splitveil.serve.refusal import HTTP_STATUS, Reason, RefusedError
 from splitveil.serve.service import Service
 from splitveil.serve.shares import Caller, Pool
@@ -26,8 +27,7 @@ class Connection(HttpToolsProtocol):
 
     One timer runs while the client owes something: from the connection, or a request's first byte, to its last byte,
     and while an answer is not taken. A request that comes whole never starts one. A client that has closed its own
-    side still gets its answers. Of requests sent at once, those behind the second are not parsed before the first is
-    answered.
+    side still gets its answers. Of requests sent at once, two are parsed before the first is answered.
 
     Args:
         config: of uvicorn.
@@ -42,6 +42,7 @@ class Connection(HttpToolsProtocol):
         self._peer: Caller = ()
         self._counted = False
         self._owed: asyncio.TimerHandle | None = None
+        self._idle = Idle(self.loop, service.settings.keep_alive, self.timeout_keep_alive_handler)
         self._in_head = self._in_request = False
         self._received = 0  # bytes since the request began, to a STEP
         self._declared = 0  # bytes of its body
@@ -71,6 +72,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._unwatch()
+        self._idle.end()
         self._held.set(0)
         if self._counted:
             self._room.give(self._peer)
@@ -85,7 +87,6 @@ class Connection(HttpToolsProtocol):
         if self._last or self._ended:
             self._flow.drop_slowly(self.loop)
             return
-        self._unset_keepalive_if_required()
         if len(data) <= STEP and not self._unparsed and not self.pipeline:  # as nearly always
             self._parse_piece(data)
             if self._cycles and not (
@@ -138,12 +139,15 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The answer was written."""
+        """The answer was written. As uvicorn does, but without a new timer, which costs a twentieth of a request."""
         self._joined.flush()
         self._cycles.popleft()
-        super().on_response_complete()
         if self.transport.is_closing():
             return
+        self.flow.resume_reading()
+        self._idle.begin()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
         if self._last and not self._cycles:
             self._say(*self._last)
         elif self._unparsed or self._ended or self._in_request:
@@ -161,8 +165,9 @@ class Connection(HttpToolsProtocol):
             self._unwatch()
 
     def timeout_keep_alive_handler(self) -> None:
-        """No further request came."""
-        self._end()
+        """Perhaps no further request came."""
+        if not self._in_request and not self._cycles:
+            self._end()
 
     def announce_end(self) -> None:
         """Tell the client with the next answer that no further request is read."""
@@ -176,7 +181,6 @@ class Connection(HttpToolsProtocol):
 
     def _parse(self) -> None:
         """Go on with what was read, unless a request waits for the one before it; then see who owes what."""
-        self._unset_keepalive_if_required()
         while self._unparsed and not self.pipeline and not self.transport.is_closing() and not self._last:
             # What is known to be body needs no small steps.
             in_body = self._in_request and not self._in_head

@@ -1,14 +1,48 @@
-"""A time limit that many wait under: one timer for all of them, since one for each costs a twentieth of a request."""
+"""Time limits without a new timer for each request, of which one costs a twentieth of what answering takes."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
+class Idle:
+    """Tells when nothing has begun anew for so many seconds. Its timer looks again where it comes too early.
+
+    Args:
+        loop: of the timer.
+        seconds: of idleness.
+        tell: is called then, and not again before something has begun.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, tell: Callable[[], None]) -> None:
+        self._loop, self._seconds, self._tell = loop, seconds, tell
+        self._since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Wait from now on."""
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._look)
+
+    def end(self) -> None:
+        """Wait no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        until = self._since + self._seconds
+        if until > self._loop.time():
+            self._timer = self._loop.call_at(until, self._look)
+        else:
+            self._tell()
+
+
 class Deadline:
-    """Ends what takes longer than so many seconds, the same for everything.
+    """Ends what takes longer than so many seconds, the same for everything; one timer serves all.
 
     Args:
         seconds: that a thing may take.
