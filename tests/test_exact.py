@@ -158,7 +158,9 @@ class Made:
             scales={name: tuple(map(float, scale)) for name, scale in scales.items()},
         )  # fmt: skip
         self.half = ServerHalf(self.split, self.veil, {name: torch.from_numpy(scales[name]) for name in scales})
-        self.graph = to_onnx(Decoder(self.half), torch.zeros(2, *self.veil.message.shape), "coefficients", "decoded")
+        self.graph = to_onnx(
+            Decoder(self.half), torch.zeros(2, *self.veil.message.shape), "coefficients", "decoded"
+        ).content
         self.sent = self.veil.encode(z).numpy()
 
     def _components(self, z: Tensor, cut: int) -> sv.TopComponents:
@@ -240,7 +242,7 @@ def test_equal_digits_decode_to_the_identical_numbers_everywhere(kind: str, thre
     assert isinstance(veil, Tables)
     half = ServerHalf(split, veil, {})
     digits = np.stack([np.random.default_rng(0).integers(0, level, 50) for level in veil.levels], 1).astype(np.float32)
-    graph = to_onnx(Decoder(half), torch.zeros(2, len(veil.levels)), "digits", "decoded")
+    graph = to_onnx(Decoder(half), torch.zeros(2, len(veil.levels)), "digits", "decoded").content
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

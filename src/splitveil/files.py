@@ -1,7 +1,6 @@
 """Files on disk, written so that a file is there whole or not at all."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -11,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from splitveil.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows; what a killed process left there stays
+    fcntl = None  # type: ignore[assignment]
 
 
 def cache_folder() -> Path:
@@ -40,6 +44,21 @@ def check_writable(folder: Path) -> None:
         raise RunError(f"{folder} cannot be written, as {there} is a file; choose another folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise RunError(f"{folder} cannot be written, as {there} is closed to you; choose another folder")
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those above it; gives the ones that were not there, the innermost first.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    missing = [place for place in (folder, *folder.absolute().parents) if not is_there(place)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remove_empty(missing)
+        raise RunError(f"{folder} cannot be written ({error}); free space or choose another folder") from error
+    return missing
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -84,9 +103,8 @@ def write_with(path: Path, save: Callable[[str], object]) -> None:
     The temporary file is locked while it is written. One that is not was left by a process that was killed, and goes
     with the next write of the same file.
     """
-    temporary = ""
+    temporary, made = "", make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(path)
         temporary = str(path.parent / f".{path.name}.{secrets.token_hex(8)}")
         with Path(temporary).open("xb") as held:  # as readable as any other file of its owner
@@ -101,6 +119,17 @@ def write_with(path: Path, save: Callable[[str], object]) -> None:
         # Gone already where all went well; an interruption leaves nothing behind either.
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+        if not path.exists():
+            remove_empty(made)
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove what `make_folder` made, as far as it holds nothing."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _remove_left(path: Path) -> None:
@@ -114,6 +143,8 @@ def _remove_left(path: Path) -> None:
 
 def _lock(descriptor: int) -> bool:
     """Whether nobody else has locked the file, and the system can tell."""
+    if fcntl is None:
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

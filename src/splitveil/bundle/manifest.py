@@ -230,11 +230,14 @@ class ServerManifest(_Manifest):
 
     Attributes:
         n_classes: how many logits there are.
+        rows_independent: whether the export has seen that each row is answered by itself, whatever rows are computed
+            with it; only then may rows of different requests be computed together. False in bundles from before.
     """
 
     GRAPH: ClassVar = "server.onnx"
     kind: Literal["server"]
     n_classes: Annotated[int, Field(ge=2)]
+    rows_independent: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -20,11 +20,21 @@ def sign(manifest: bytes, private_key: Path) -> bytes:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        key = load_pem_private_key(private_key.read_bytes(), password=None)
+        content = private_key.read_bytes()
+        key = load_pem_private_key(content, password=None)
     except OSError as error:
         raise BundleError(_unread(private_key, error)) from error
-    except (ValueError, TypeError) as error:
-        raise BundleError(f"{private_key} holds no private key that can be read ({error}); {_KEY_HELP}") from error
+    except TypeError as error:  # it wants a passphrase
+        raise BundleError(
+            f"the key {private_key} has a passphrase, which cannot be given here; take one without, which "
+            "'openssl pkey -in KEY -out NEW' writes"
+        ) from error
+    except ValueError as error:
+        if b"PUBLIC KEY" in content:
+            raise BundleError(
+                f"{private_key} holds no private key but a public one; sign with the private one"
+            ) from error
+        raise BundleError(f"{private_key} holds no private key that can be read; {_KEY_HELP}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise BundleError(f"{private_key} holds a key of another kind than Ed25519; {_KEY_HELP}")
     return key.sign(manifest)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.fitted import check_options, same_data
+from splitveil.cli.fitted import PROBABILITIES, check_options, same_data, say_unbound
 from splitveil.cli.methods import Messages, Sent, check_method
 from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, ReferenceRun, RunFolder, Trust
 from splitveil.cli.output import note, print_json, print_table, progress_bar
@@ -53,18 +53,25 @@ def export(
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="PEM file of an Ed25519 private key to sign with.")
     ] = None,
+    replace_signed: Annotated[
+        bool,
+        typer.Option("--replace-signed", help="Let bundles without a signature take the place of signed ones in OUT."),
+    ] = False,
     trust: Trust = False,
     data_root: DataRoot = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Write OUT/edge (photo to frame, without PyTorch) and OUT/server (frame to answer)."""
+    from splitveil.export import check_target
     from splitveil.export import export as write
     from splitveil.files import is_there
     from splitveil.profile import read_profile
     from splitveil.runs import Run
 
+    check_target(out, name, sign, replace_signed=replace_signed)
     opened = Run(run, trust=trust)
+    say_unbound(opened)
     replaces = is_there(out / "edge" / "manifest.json")
     check_options(opened, {"--split": cut, "--method": method, "--messages": messages, "--operator": operator})
     there = opened.folder / "profile.json"
@@ -74,7 +81,8 @@ def export(
         exported = write(
             opened.model(), data, out, **_sent(opened, cut, method, m, messages, operator), coding=coding,
             max_drop=max_drop, confidence=confidence, profile=read_profile(there) if is_there(there) else None,
-            reference=plain, name=name or _name(opened, data), private_key=sign, progress=progress,
+            reference=plain, name=name or _name(opened, data), private_key=sign,
+            replace_signed=replace_signed, progress=progress,
         )  # fmt: skip
     policy = exported.edge.policy
     facts = {
@@ -87,6 +95,8 @@ def export(
     }  # fmt: skip
     if replaces:
         note(f"the bundle that was in {out} is replaced: its edge halves elsewhere will find no server for them here")
+    if exported.probabilities:
+        note(PROBABILITIES)
     if as_json:
         print_json(facts)
         return

@@ -1,9 +1,34 @@
-"""What commands check alike of runs: an obfuscator that was fitted in one, and the reference beside it."""
+"""What commands check and say alike of runs and their models."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import typer
+
+from splitveil.cli.output import note
+
+PROBABILITIES = (
+    "the model answers with probabilities (its rows add up to 1), so their logarithms are taken as logits; leave its "
+    "softmax out where you can"
+)
+
+
+def say_probabilities(model: Any, input_shape: tuple[int, int, int]) -> None:
+    """Note that a model ends in a softmax, where it does."""
+    from splitveil.models import are_probabilities, fixed_images
+
+    device = next((p.device for p in model.parameters()), None)
+    if are_probabilities(model(fixed_images(input_shape).to(device))):
+        note(PROBABILITIES)
+
+
+def say_unbound(run: Any) -> None:
+    """Note that a run is from before there were answers by which its model is known again."""
+    if not run.is_bound:
+        note(
+            f"{run.folder} holds no answers of its model, as runs from before do: whether the model is still the one "
+            "that it was made of is not checked"
+        )
 
 
 def check_options(run: Any, given: Mapping[str, object]) -> None:

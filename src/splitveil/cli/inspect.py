@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from splitveil.cli.fitted import say_probabilities
 from splitveil.cli.options import AsJson, ModelName, Operator, Quiet, Size, Trust, read_size
 from splitveil.cli.output import print_json, progress_bar
 
@@ -32,6 +33,7 @@ def inspect(
     from splitveil.split import possible_cuts
 
     named = find_model(model, size=read_size(size), trust=trust)
+    say_probabilities(named.model, named.source.input_shape)
     points, shape = getattr(named.model, "cut_points", ()), named.source.input_shape
     rows = []
     with progress_bar(quiet) as progress, warnings.catch_warnings():

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from splitveil.cli.fitted import say_probabilities
 from splitveil.cli.methods import Fit, Messages, check_method
 from splitveil.cli.options import AsJson, DataRoot, ModelName, Quiet, Size, Trust, read_size
 from splitveil.cli.output import note, print_json, print_table, progress_bar
@@ -53,7 +54,9 @@ def obfuscate(
             out, model, at=cut, method=method, images=images, m=m, messages=messages, width=width, size=shape,
             classes=names, seed=seed, device=available(device), trust=trust, root=data_root, progress=progress,
         )  # fmt: skip
-    manifest = Run(out).manifest
+    fitted = Run(out)
+    manifest = fitted.manifest
+    say_probabilities(fitted.model(), manifest.model.input_shape)
     assert manifest.obfuscator is not None
     facts = {
         "run": str(out), "model": manifest.model.name, "input_shape": list(manifest.model.input_shape),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from splitveil.cli.fitted import check_options, same_data
+from splitveil.cli.fitted import check_options, same_data, say_probabilities, say_unbound
 from splitveil.cli.methods import Fit, Messages, check_method
 from splitveil.cli.options import AsJson, DataRoot, Operator, Quiet, ReferenceRun, RunFolder, Trust
 from splitveil.cli.output import note, print_json, print_table, progress_bar
@@ -68,6 +68,7 @@ def profile(
 ) -> None:
     """Measure every cut and m', or a run's own obfuscator, on images that no fit has seen; writes RUN/profile.json."""
     from splitveil.figures import profile_figure, write_figure
+    from splitveil.files import check_writable
     from splitveil.profile import write_profile
     from splitveil.profiling import measure_profile
     from splitveil.runs import Run
@@ -79,7 +80,10 @@ def profile(
         "--split": cut or None, "--method": method, "--m": m, "--messages": messages, "--operator": operator,
     })  # fmt: skip
     _check_fit(cut, method, m, messages, operator)
+    check_writable(folder)
+    say_unbound(opened)
     model, own = opened.model().to(where), _own(opened)
+    say_probabilities(model, opened.manifest.model.input_shape)
     _check_nothing_lost(
         folder / "profile.json", model, own.get("cuts", cut), method or (own["obfuscator"].name if own else None),
         operator or "patch", hidden=hidden, referred=reference is not None,

@@ -1,7 +1,6 @@
 """From a trained model to an edge bundle and a server bundle."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,36 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splitveil.bundle import (
-    NAME,
-    EdgeManifest,
-    Messages,
-    Picture,
-    ServerManifest,
-    check_free,
-    file_facts,
-    identity_of,
-    write_bundle,
-)
-from splitveil.codec import CODINGS, FrameCoding
+from splitveil.bundle import EdgeManifest, Messages, Picture, ServerManifest, file_facts, identity_of
+from splitveil.codec import CODINGS, Coding, FrameCoding
 from splitveil.data import Dataset, Unlabelled, photo_crop
-from splitveil.errors import ExportError
+from splitveil.errors import ExportError, ModelError
+from splitveil.export.agreeing import as_exported
 from splitveil.export.graphs import to_onnx
 from splitveil.export.halves import EdgeHalf, ServerHalf, Veil
+from splitveil.export.pairs import BATCHES, Pair, check_pair
 from splitveil.export.policies import check_profile, policy_of, profile_of, rows_in
 from splitveil.export.veils import Sent, Wish, choose_veil
-from splitveil.files import check_writable
+from splitveil.export.writing import check_target, write_pair
 from splitveil.linear import Operator
+from splitveil.models import are_probabilities
 from splitveil.obfuscate import Affine, Tables
 from splitveil.profile import Profile
 from splitveil.profile.schema import Reference
 from splitveil.profiling.samples import Samples, samples_of
 from splitveil.profiling.scaling import coding_scales
+from splitveil.soundness import BATCH, check_model
 from splitveil.split import SplitModel
 from splitveil.train import Progress
 from splitveil.version import __version__
-
-EDGE, SERVER = "edge", "server"
 
 
 @dataclass(frozen=True)
@@ -50,6 +41,7 @@ class Exported:
         edge, server: the manifests.
         folder: that holds ``edge`` and ``server``.
         reference: the model that drops are measured against.
+        probabilities: whether the model ends in a softmax; the server's graph then gives the logarithm, as logits.
         frame_bytes: of one query under the policy.
         edge_bytes, server_bytes: of all files of a bundle.
     """
@@ -58,6 +50,7 @@ class Exported:
     server: ServerManifest
     folder: Path
     reference: Reference
+    probabilities: bool
     frame_bytes: int
     edge_bytes: int
     server_bytes: int
@@ -83,10 +76,14 @@ def export(
     classes: Sequence[str] | None = None,
     name: str = "splitveil",
     private_key: Path | None = None,
+    replace_signed: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Exported:
     """Write ``out/edge`` and ``out/server``: graphs, preprocessing, profile, policy, manifests.
+
+    Both graphs are run on real images before anything is written, at batch sizes 1, 2 and 64, and compared with torch;
+    the profile's row of what clients send is measured on them.
 
     The edge bundle serves every number of components up to m, and the server bundle answers all of them. Bundles of
     finite messages serve these alone, as certified bundles.
@@ -115,46 +112,45 @@ def export(
         classes: names of the answers; the data set's, or numbers, where not given.
         name: under which the server offers the model.
         private_key: PEM file of an Ed25519 key to sign both bundles with.
+        replace_signed: let bundles without a signature take the place of signed ones.
         seed: of a fit.
         progress: called as (steps done, steps in all, text).
 
     Raises:
-        ExportError: the settings contradict each other, or ONNX cannot say what the model does.
+        ExportError: the settings contradict each other, ONNX cannot say what the model does, or the graphs give other
+            messages, logits or agreement than torch; the sentence names the operation where it is found.
+        ModelError: an answer depends on other images or on chance, or is not of float32.
         ProfileError: the profile is of another model, or the obfuscator of another cut; `NoChoiceError` where
             nothing keeps ``max_drop``.
         SplitError, RankError: the cut or m does not exist.
-        BundleError: the folder holds something else, or the key cannot be read.
+        BundleError: the folder holds something else or a signed bundle, or the key cannot be read.
+        RunError: the folder cannot be written.
     """
     folder = Path(out)
-    check_writable(folder)
-    for side in (EDGE, SERVER):
-        check_free(folder / side)
-    if not re.fullmatch(NAME, name):
-        raise ExportError(
-            f"a model is not to be called {name!r}; take at most 100 letters, digits, dots, hyphens and underscores"
-        )
+    check_target(folder, name, private_key, replace_signed=replace_signed)
     wish = Wish(method, m, messages, operator, seed, obfuscator)
     codings, coding = _codings(wish, codings, coding)
-    check_profile(profile, model)
     split, samples = SplitModel(model, at=cut), samples_of(data)
+    answers = check_model(split, samples.some(2 * BATCH))
+    check_profile(profile, model)
+    names = _classes(answers, data, classes)
     chosen = choose_veil(wish, split, data, samples, progress)
     profile = profile_of(model, data, split, chosen, codings, profile, reference, progress)
-    names = _classes(profile, data, classes)
     policy = policy_of(profile, split, chosen, coding, max_drop, confidence)
-    if progress:
-        progress(0, 2, "exporting")
-    read, files = _server(split, chosen.veil, samples, codings)
-    facts = file_facts(files)
+    pair = _converted(split, chosen.veil, samples, codings, answers, progress)
+    profile = as_exported(pair, profile, policy, chosen, samples)
+    if policy_of(profile, split, chosen, coding, max_drop, confidence) != policy:
+        raise ExportError("the exported graphs do not keep the drop that the profile promises; profile the run again")
+    server_files = {"server.onnx": pair.server.content}
     same: dict[str, Any] = {
-        "schema_version": 1, "splitveil": __version__, "name": name, "messages": read,
-        "identity": identity_of(read, facts["server.onnx"].sha256),
+        "schema_version": 1, "splitveil": __version__, "name": name, "messages": pair.messages,
+        "identity": identity_of(pair.messages, file_facts(server_files)["server.onnx"].sha256),
     }  # fmt: skip
-    server = ServerManifest(kind="server", files=facts, n_classes=len(names), **same)
-    if progress:
-        progress(1, 2, "exporting")
-    example = torch.zeros(2, *samples.shape, device=split.device)
+    server = ServerManifest(
+        kind="server", files=file_facts(server_files), n_classes=len(names), rows_independent=True, **same
+    )
     edge_files = {
-        "edge.onnx": to_onnx(EdgeHalf(split, chosen.veil), example, "image", _inside(read)),
+        "edge.onnx": pair.edge.content,
         "profile.json": (json.dumps(profile.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode(),
     }
     row = rows_in(profile, split, chosen)[0]
@@ -163,12 +159,36 @@ def export(
         operator=row.operator, method=chosen.veil.name, classes=names, picture=_picture(profile, data), policy=policy,
         **same,
     )  # fmt: skip
-    write_bundle(folder / SERVER, server, files, private_key)
-    write_bundle(folder / EDGE, edge, edge_files, private_key)
+    write_pair(folder, (edge, edge_files), (server, server_files), private_key)
     if progress:
-        progress(2, 2, "exported")
-    sizes = [sum(len(content) for content in each.values()) for each in (edge_files, files)]
-    return Exported(edge, server, folder, profile.reference, read.frame_bytes(policy.m, policy.coding), *sizes)
+        progress(3, 3, "exported")
+    sizes = [sum(len(content) for content in each.values()) for each in (edge_files, server_files)]
+    frame = pair.messages.frame_bytes(policy.m, policy.coding)
+    return Exported(edge, server, folder, profile.reference, pair.probabilities, frame, *sizes)
+
+
+def _converted(
+    split: SplitModel, veil: Veil, samples: Samples, codings: Sequence[FrameCoding], answers: Tensor,
+    progress: Progress | None,
+) -> Pair:  # fmt: skip
+    """Both graphs, seen to give what torch gives."""
+    if progress:
+        progress(0, 3, "exporting")
+    messages, scales = _messages(split, veil, samples, codings)
+    probabilities = are_probabilities(answers)
+    half = ServerHalf(split, veil, scales, probabilities=probabilities)
+    server = to_onnx(half, torch.zeros(2, *veil.message.shape), _inside(messages), "logits")
+    if progress:
+        progress(1, 3, "exporting")
+    example = torch.zeros(2, *samples.shape, device=split.device)
+    edge = to_onnx(EdgeHalf(split, veil), example, "image", _inside(messages))
+    if progress:
+        progress(2, 3, "trying the graphs")
+    pair = Pair.of(
+        split, veil, probabilities, messages, edge, server, image=samples.shape, classes=answers.shape[1]
+    )  # fmt: skip
+    check_pair(pair, samples.some(BATCHES[-1]))
+    return pair
 
 
 def _codings(
@@ -190,9 +210,10 @@ def _codings(
     return allowed, wanted
 
 
-def _server(
+def _messages(
     split: SplitModel, veil: Veil, samples: Samples, codings: Sequence[FrameCoding]
-) -> tuple[Messages, dict[str, bytes]]:
+) -> tuple[Messages, dict[Coding, Tensor]]:
+    """How messages are written, and the scales of the integer codings."""
     coefficients = [coding for coding in codings if coding != "index"]
     scales = coding_scales(split, veil, samples.training, coefficients)
     components, *positions = veil.message.shape
@@ -201,9 +222,7 @@ def _server(
         certified=veil.message.levels is not None,
         scales={name: tuple(map(float, scale)) for name, scale in scales.items()},
     )  # fmt: skip
-    half = ServerHalf(split, veil, {name: torch.from_numpy(scale) for name, scale in scales.items()})
-    example = torch.zeros(2, *veil.message.shape)
-    return messages, {"server.onnx": to_onnx(half, example, _inside(messages), "logits")}
+    return messages, {name: torch.from_numpy(scale) for name, scale in scales.items()}
 
 
 def _inside(messages: Messages) -> str:
@@ -211,8 +230,13 @@ def _inside(messages: Messages) -> str:
     return "coefficients" if messages.levels is None else "digits"
 
 
-def _classes(profile: Profile, data: Dataset | Unlabelled | Tensor, given: Sequence[str] | None) -> tuple[str, ...]:
-    count = profile.model.classes
+def _classes(answers: Tensor, data: Dataset | Unlabelled | Tensor, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the answers (B, classes)."""
+    if answers.dim() != 2 or answers.shape[1] < 2:
+        raise ModelError(
+            f"the model answers an image with {tuple(answers.shape[1:])}, not with a number for each class"
+        )
+    count = answers.shape[1]
     if given is None:
         given = data.classes if isinstance(data, Dataset) else list(map(str, range(count)))
     if len(given) != count:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from splitveil.codec import Coding
 from splitveil.export.exact import exact_map, exact_rows, exact_table
+from splitveil.models import logarithm
 from splitveil.obfuscate import Affine, DistortionFree, Tables, TopComponents
 from splitveil.split import SplitModel
 
@@ -50,6 +51,7 @@ class ServerHalf(nn.Module):
         split: the model.
         veil: the obfuscator.
         scales: of each integer coding, (components,).
+        probabilities: whether the model ends in a softmax, whose logarithm is then the logits.
     """
 
     matrix: Tensor
@@ -57,9 +59,11 @@ class ServerHalf(nn.Module):
     table: Tensor
     starts: Tensor
 
-    def __init__(self, split: SplitModel, veil: Veil, scales: dict[Coding, Tensor]) -> None:
+    def __init__(
+        self, split: SplitModel, veil: Veil, scales: dict[Coding, Tensor], *, probabilities: bool = False
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.split, self.veil = split, veil
+        self.split, self.veil, self.probabilities = split, veil, probabilities
         self.server = split.server
         if isinstance(veil, Tables):
             self.register_buffer("table", exact_table(veil.table.double(), veil.levels))
@@ -73,7 +77,10 @@ class ServerHalf(nn.Module):
 
     def forward(self, message: Tensor) -> Tensor:
         """Logits."""
-        decoded = self.decode(message)
+        answers = self._answer(self.decode(message))
+        return logarithm(answers) if self.probabilities else answers
+
+    def _answer(self, decoded: Tensor) -> Tensor:
         if isinstance(self.veil, Affine | Tables) or self.veil.message.carries == "feature":
             return self.server(decoded)  # type: ignore[no-any-return]
         return self.split.resume(self.veil.factors.map.arrange(decoded))

@@ -10,18 +10,28 @@ from splitveil.codec import CODINGS, FrameCoding
 from splitveil.data import Dataset, Unlabelled
 from splitveil.errors import ExportError
 from splitveil.export.veils import Chosen
+from splitveil.models import TOLERANCE, answers_differ_by, fixed_answers
 from splitveil.obfuscate import Affine, Tables
 from splitveil.profile import Profile
 from splitveil.profiling import KEPT, measure_profile, model_digest
 from splitveil.profiling.rows import operator_of
+from splitveil.soundness import share_of
 from splitveil.split import SplitModel
 from splitveil.train import Progress
 
 
 def check_profile(given: Profile | None, model: nn.Module) -> None:
-    """Raises `ExportError` where a profile is of another model."""
-    if given is not None and given.model.weights != model_digest(model):
+    """Raises `ExportError` where a profile is of another model, or of one that answered otherwise."""
+    if given is None:
+        return
+    if given.model.weights != model_digest(model):
         raise ExportError("the profile is of another model; run 'splitveil profile' again")
+    then = given.model.answers
+    if then and (gap := answers_differ_by(then, fixed_answers(model, given.model.input_shape))) > TOLERANCE:
+        raise ExportError(
+            f"the profile is of a model with the same weights that answered otherwise, by {share_of(gap)} of the "
+            "answers' range; restore its code, or run 'splitveil profile' again"
+        )
 
 
 def profile_of(
@@ -51,9 +61,9 @@ def profile_of(
     )  # fmt: skip
 
 
-def rows_in(profile: Profile, split: SplitModel, chosen: Chosen) -> list[profiles.Row]:
-    """The rows of this obfuscator, in all codings."""
-    wanted = (split.layer_name, operator_of(chosen.veil), chosen.veil.message.shape[0], chosen.digest)
+def rows_in(profile: Profile, split: SplitModel, chosen: Chosen, m: int | None = None) -> list[profiles.Row]:
+    """The rows of this obfuscator's first m components, all where not given, in all codings."""
+    wanted = (split.layer_name, operator_of(chosen.veil), m or chosen.veil.message.shape[0], chosen.digest)
     return [row for row in profile.rows if (row.layer, row.operator, row.m, row.obfuscator) == wanted]
 
 

@@ -15,6 +15,7 @@ from splitveil.measure.secrets import Secret
 from splitveil.measure.suite import PARTS, Question, best_attacks
 from splitveil.measure.transmission import view
 from splitveil.message import Obfuscator
+from splitveil.soundness import check_model
 from splitveil.split import SplitModel
 from splitveil.statistics import Bootstrap, Estimate, proportion
 from splitveil.train import Progress
@@ -111,11 +112,14 @@ def leakage(
 
     Raises:
         AttackError: the data has no such attribute, no adversary could learn it, or no attack was given.
+        ModelError: an answer depends on other images or on chance, or is not of float32.
+        SplitError: the halves do not answer the images as the model does.
 
     Warns:
         PrivacyWarning: test samples were left out because their value does not occur in training, values are rare
             there, or the secret follows from the target.
     """
+    check_model(split, data.test)
     view(split, veil, data.test, rows=slice(0, 1))  # what does not fit together shows before the long work
     Secret.of(data, hidden)
     same: dict[str, Any] = {

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from splitveil.errors import ModelError
 from splitveil.models.dice import drawing_operation, generator_states
+from splitveil.models.precision import check_precision
 
 InputShape = tuple[int, int, int]
 _LARGEST = 8192
@@ -31,9 +32,11 @@ def known_shape(model: nn.Module, size: tuple[int, int] | None) -> InputShape:
         size: height and width, where the user names them.
 
     Raises:
-        ModelError: the size is unknown or another than the model's, the model takes neither RGB nor grey images, it
-            does not answer each with a row of logits, or not alike from call to call.
+        ModelError: the size is unknown or another than the model's, the model takes neither RGB nor grey images, its
+            weights are not of float32, it does not answer each image with a row of logits, or not alike from call to
+            call.
     """
+    check_precision(model)
     channels, height, width = declared_shape(model)
     if size is None:
         if height is None or width is None:

@@ -10,7 +10,7 @@ from splitveil.errors import ModelError, RankError
 from splitveil.linear.layers import read_layers
 from splitveil.obfuscate.affine import Affine
 from splitveil.obfuscate.directions import Product, nested_directions
-from splitveil.obfuscate.features import Features, check_finite, frozen
+from splitveil.obfuscate.features import Features, check_finite, logits_of
 from splitveil.obfuscate.moments import Moment, mean_of
 from splitveil.split import SplitModel
 
@@ -43,7 +43,7 @@ class CovarianceAware(Affine):
         def metric(vectors: Tensor) -> Tensor:
             return layer.adjoint(layer.apply(vectors.mT.reshape(-1, *features.shape))).flatten(1).mT
 
-        return _enough(cls(**_fitted(features, metric, m), name="covariance-aware"), m)
+        return _enough(cls(**_fitted(features, metric, m), name="covariance-aware"), m, features.count)
 
 
 class ServerAware(Affine):
@@ -75,24 +75,29 @@ class ServerAware(Affine):
             ModelError: the server's answer is not one row of logits per feature, or not finite.
             RankError: fewer than m directions matter.
         """
-        server = frozen(split.server)
+        server = logits_of(split, features)
         draws = _draws(server, split.device, features)
         rows = _gradients(server, split.device, features, metric, seed)
         gradients = Moment.of(rows, features.size, features.count * draws)
         fitted = cls(**_fitted(features, gradients.product, m, isotropic=isotropic), name="server-aware")
-        return fitted if fewer and fitted.m else _enough(fitted, m)
+        return fitted if fewer and fitted.m else _enough(fitted, m, features.count)
 
 
 A = TypeVar("A", bound=Affine)
 
 
-def _enough(fitted: A, m: int) -> A:
+def _enough(fitted: A, m: int, images: int) -> A:
     if fitted.m < m:
         if not fitted.m:
             raise RankError(
                 "no direction of the feature matters: the features are all equal, or the server's answers are"
             )
         those = "direction of the feature matters" if fitted.m == 1 else "directions of the feature matter"
+        if images <= m:
+            raise RankError(
+                f"{images} images show only {fitted.m} directions of the feature, and m={m} are asked for; give more "
+                f"images than {m}, better a thousand, or choose m of at most {fitted.m}"
+            )
         raise RankError(f"only {fitted.m} {those} to the server; choose m of at most that")
     return fitted
 

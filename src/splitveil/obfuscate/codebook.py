@@ -9,7 +9,7 @@ from splitveil.errors import RankError, ShapeError
 from splitveil.obfuscate.aware import ServerAware
 from splitveil.obfuscate.clustering import clusters
 from splitveil.obfuscate.encoder import Encoder, check_width, layers_to_try
-from splitveil.obfuscate.features import Features, frozen
+from splitveil.obfuscate.features import Features
 from splitveil.obfuscate.tables import Tables
 from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights, check_mixing, part_of
 from splitveil.split import SplitModel
@@ -100,7 +100,7 @@ class Codebook(Tables):
                 torch.manual_seed(seed)
                 encoder = _scores(start, units, pool, start.encode(lesson.z), member)
             tuned = lesson.tune(
-                encoder.weights | {"table": table}, _Expected(frozen(split.server), encoder), epochs=epochs, seed=seed,
+                encoder.weights | {"table": table}, _Expected(lesson.teacher, encoder), epochs=epochs, seed=seed,
                 mixing=mixing, progress=part_of(progress, index, len(layers)),
             )  # fmt: skip
             found.append((tuned, encoder))

@@ -11,7 +11,7 @@ from splitveil.errors import RecipeError
 from splitveil.obfuscate.affine import Affine
 from splitveil.obfuscate.aware import ServerAware
 from splitveil.obfuscate.encoder import Encoder, Layer, check_width, layers_to_try
-from splitveil.obfuscate.features import Features, frozen
+from splitveil.obfuscate.features import Features
 from splitveil.obfuscate.tuning import EPOCHS, MIXING, Lesson, Progress, Weights, check_mixing, divergence, part_of
 from splitveil.split import SplitModel
 
@@ -133,10 +133,11 @@ def _fit(
         weights = {**encoder.weights, "decoder": start.decoder, "offset": start.offset}
         if bottleneck:
             weights["log_noise"] = torch.full((m,), -2.0)  # little at first
-        server = its.server if tuned_along else frozen(split.server)
+        tuned_server = its.server if tuned_along else None
+        server = lesson.teacher if tuned_server is None else lesson.as_logits(tuned_server)
         tuned = lesson.tune(
             weights, _Objective(server, encoder, bottleneck, temperature, whole), epochs=epochs, seed=seed,
-            mixing=mixing, server=server if tuned_along else None, progress=part_of(progress, index, len(layers)),
+            mixing=mixing, server=tuned_server, progress=part_of(progress, index, len(layers)),
         )  # fmt: skip
         found.append((tuned, encoder, its))
     tuned, encoder, its = min(found, key=lambda one: one[0].loss)

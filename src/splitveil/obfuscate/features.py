@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,12 @@ from torch import Tensor, nn
 from splitveil.counting import multiply_accumulates
 from splitveil.data import Part
 from splitveil.errors import ModelError, ShapeError
+from splitveil.models import Logits, are_probabilities, check_precision
+from splitveil.soundness import check_model, check_server, frozen
 from splitveil.split import SplitModel
 
 _BATCH = 256
+_LOOKED_AT = 64  # features whose answers show whether they are probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,9 @@ class Features:
             ShapeError: there are fewer than two images, they are no tensor, or whole numbers, such as pixels of 0 to
                 255, or the client's half cannot take them.
             SplitError: the halves do not answer these images as the model does.
+            ModelError: an answer depends on other images or on chance, or is not of float32; see `check_model`.
         """
+        check_precision(split.model)
         if not isinstance(images, Part):
             _check_images(images)
         client, device = frozen(split.client), split.device
@@ -65,7 +69,7 @@ class Features:
         except (RuntimeError, IndexError) as error:  # torch's, of a layer deep inside
             given = tuple(some(0, 1).shape[1:])
             raise ShapeError(f"the model cannot take images of shape {given}; give them as it was trained") from error
-        split.verify(some(0, 7))
+        check_model(split, images)
         return cls(lambda: map(run, starts), len(images), shape, macs)
 
     @classmethod
@@ -97,9 +101,18 @@ def spread(batches: Iterable[Tensor], count: int, most: int) -> Tensor:
     return torch.cat(kept)
 
 
-def frozen(half: nn.Module) -> nn.Module:
-    """A copy of half a model that only answers, so that the caller's keeps its mode and gets no gradient."""
-    return deepcopy(half).eval().requires_grad_(False)
+def logits_of(split: SplitModel, features: Features) -> nn.Module:
+    """A frozen copy of the server's half that gives logits: where it ends in a softmax, followed by a logarithm.
+
+    Raises:
+        ModelError: an answer to these features depends on others or on chance, or is not of float32.
+    """
+    z = next(iter(features.batches()))[:_LOOKED_AT]
+    check_server(split, z)
+    server = frozen(split.server)
+    with torch.no_grad():
+        answers = server(z.clone().to(split.device))
+    return Logits(server) if are_probabilities(answers) else server
 
 
 def check_finite(values: Tensor, what: str) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from splitveil.errors import RankError, ShapeError
 from splitveil.obfuscate.affine import Affine, check_shapes
 from splitveil.obfuscate.distilled import Distilled
-from splitveil.obfuscate.features import Features, frozen
+from splitveil.obfuscate.features import Features
 from splitveil.obfuscate.tables import Tables, look_up
 from splitveil.obfuscate.tuning import EPOCHS, Lesson, Progress, Weights, divergence
 from splitveil.split import SplitModel
@@ -81,7 +81,7 @@ class Quantised(Tables):
         inner = inner or Distilled.fit(split, features, m=m, epochs=epochs, seed=seed, progress=progress)
         inner = inner.keep(min(m, inner.m))
         lesson = Lesson.of(split, features)
-        server = frozen(split.server)
+        server = lesson.teacher
         rows = torch.linspace(0, len(lesson.z) - 1, min(_SAMPLES, len(lesson.z))).round().long()
         with torch.no_grad():
             a = inner.encode(lesson.z)

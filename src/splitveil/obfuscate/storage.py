@@ -23,7 +23,7 @@ _PARTS: dict[Any, tuple[type, ...]] = {Affine: _AFFINE, Encoder: (Encoder,), Lay
 """What a field that is itself made of fields may hold."""
 
 
-def write_obfuscator(path: Path, veil: Obfuscator) -> None:
+def write_obfuscator(path: str | Path, veil: Obfuscator) -> None:
     """Write an obfuscator that was fitted to features, atomically.
 
     Raises:
@@ -33,16 +33,16 @@ def write_obfuscator(path: Path, veil: Obfuscator) -> None:
         raise RunError(f"an obfuscator {veil.name!r} has nothing fitted to be kept; it is made anew from the model")
     tensors: dict[str, Tensor] = {}
     facts = _taken_apart(veil, tensors, "")
-    write_tensors(path, tensors, facts)
+    write_tensors(Path(path), tensors, facts)
 
 
-def read_obfuscator(path: Path) -> Obfuscator:
+def read_obfuscator(path: str | Path) -> Obfuscator:
     """What `write_obfuscator` wrote.
 
     Raises:
         RunError: the file is missing, damaged, or holds something else.
     """
-    tensors, facts = read_tensors(path)
+    tensors, facts = read_tensors(Path(path))
     try:
         veil: Obfuscator = _put_together(facts, tensors, "", _KINDS)
         if tensors:

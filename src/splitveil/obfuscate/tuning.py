@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from splitveil.errors import ModelError, RecipeError
-from splitveil.obfuscate.features import Features, check_finite, frozen
+from splitveil.models import Logits
+from splitveil.obfuscate.features import Features, check_finite, logits_of
 from splitveil.split import SplitModel
 
 Progress = Callable[[int, int, str], None]
@@ -48,7 +49,7 @@ class Lesson:
     Attributes:
         z: (N, *shape), on the processor.
         answers: probabilities (N, classes), where the server runs.
-        teacher: the server that gives them; it stays as it is.
+        teacher: the server that gives them, as logits; it stays as it is.
     """
 
     z: Tensor
@@ -63,9 +64,13 @@ class Lesson:
             ModelError: features or answers are not finite.
         """
         z = check_finite(features.table(MOST_NUMBERS // features.size), "features").reshape(-1, *features.shape)
-        teacher = frozen(split.server)
+        teacher = logits_of(split, features)
         logits = [_logits(teacher, rows.to(split.device)) for rows in torch.split(z, 512)]
         return cls(z, check_finite(torch.cat(logits), "the server's answers").softmax(1), teacher)
+
+    def as_logits(self, server: nn.Module) -> nn.Module:
+        """A copy of the server that is tuned along, giving logits as the teacher does."""
+        return Logits(server) if isinstance(self.teacher, Logits) else server
 
     def tune(
         self, start: Weights, loss: Loss, *, epochs: int, seed: int, mixing: float = MIXING,

@@ -43,12 +43,23 @@ class Interval(_Strict):
 
 
 class ModelFacts(_Strict):
-    """Which model was measured: architecture, shape of one image (C, H, W), classes, `weights_digest`."""
+    """Which model was measured.
+
+    Attributes:
+        name: of the architecture.
+        input_shape: of one image, (C, H, W).
+        classes: how many answers there are.
+        weights: `weights_digest`.
+        answers: to images that are the same everywhere (`splitveil.models.fixed_answers`), since a digest of weights
+            does not see code, plain tensors and buffers that are not kept; null in profiles from before, and where
+            they are not finite.
+    """
 
     name: str
     input_shape: tuple[Positive, Positive, Positive]
     classes: Annotated[int, Field(ge=2)]
     weights: Digest
+    answers: tuple[float, ...] | None = None
 
 
 class DataFacts(_Strict):

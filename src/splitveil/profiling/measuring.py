@@ -22,6 +22,7 @@ from splitveil.profiling.samples import Samples, samples_of
 from splitveil.profiling.shares import CONFIDENCE
 from splitveil.profiling.uncut import answers_before, model_facts, reference_facts
 from splitveil.runs import versions
+from splitveil.soundness import BATCH, check_model
 from splitveil.split import SplitModel
 from splitveil.train import Progress
 
@@ -75,7 +76,7 @@ def measure_profile(
         ProfileError: the grid is empty or impossible, the obfuscator is not of this cut, or what was asked for needs
             labels that are not there.
         SplitError: a cut does not exist, or the server's first layer there is not linear (`NoLinearLayerError`).
-        ModelError: the model cannot answer these images.
+        ModelError: the model cannot answer these images, or not each by itself (`soundness.check_model`).
         AttackError: a hidden attribute does not exist or is constant.
     """
     check_grid(kept, epsilons, codings)
@@ -87,6 +88,8 @@ def measure_profile(
     if obfuscator is not None and (cuts is None or len(splits) > 1):
         raise ProfileError("an obfuscator belongs to one cut; name that cut alone")
     samples = samples_of(data)
+    for split in splits.values():
+        check_model(split, samples.some(2 * BATCH))
     before = answers_before(model, reference, samples)
     digest = None if obfuscator is None else obfuscator_digest(obfuscator)
     rows: list[Row] = []

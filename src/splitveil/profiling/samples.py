@@ -26,7 +26,7 @@ class Samples:
     """
 
     facts: DataFacts
-    images: Callable[[slice], Tensor]
+    images: Callable[[slice | Tensor], Tensor]
     y: Tensor | None
     training: Part | Tensor
 
@@ -35,6 +35,15 @@ class Samples:
         """Of one image, (C, H, W)."""
         channels, height, width = self.images(slice(0, 1)).shape[1:]
         return channels, height, width
+
+    def some(self, count: int) -> Tensor:
+        """So many images (count, C, H, W), evenly spread over all; again from the first where there are fewer."""
+        return self.images(self.rows(count))
+
+    def rows(self, count: int) -> Tensor:
+        """Where `some` finds them, (count,)."""
+        there = self.facts.samples
+        return torch.arange(count) % there if there < count else torch.linspace(0, there - 1, count).round().long()
 
     def batches(self) -> list[slice]:
         """Rows to take at a time."""

@@ -7,6 +7,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from splitveil.errors import ModelError
+from splitveil.models import fixed_answers
 from splitveil.profile import ModelFacts, Reference, weights_digest
 from splitveil.profiling.samples import Samples
 from splitveil.profiling.shares import share
@@ -42,8 +43,9 @@ def answers_before(model: nn.Module, reference: nn.Module | None, samples: Sampl
 def model_facts(model: nn.Module, samples: Samples, before: Before) -> ModelFacts:
     """What a profile says of the model."""
     return ModelFacts(
-        name=type(model).__name__, input_shape=samples.shape, classes=before.classes, weights=model_digest(model)
-    )
+        name=type(model).__name__, input_shape=samples.shape, classes=before.classes, weights=model_digest(model),
+        answers=fixed_answers(model, samples.shape),
+    )  # fmt: skip
 
 
 def reference_facts(model: nn.Module, reference: nn.Module | None, before: Before) -> Reference:

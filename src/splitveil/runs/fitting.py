@@ -9,6 +9,7 @@ import torch
 from splitveil.data import Dataset, Part, Progress, load_unlabelled
 from splitveil.errors import ModelError, RunError
 from splitveil.files import write_json
+from splitveil.models import fixed_answers
 from splitveil.obfuscate import Affine, Method, Tables, fit_obfuscator, write_obfuscator
 from splitveil.runs.manifest import (
     MANIFEST,
@@ -79,12 +80,15 @@ def obfuscate_run(
     check_free(folder)
     named = find_model(str(model), size=size, trust=trust)
     answers = _answers(named, classes)
+    bound = fixed_answers(named.model, named.source.input_shape)
     split = SplitModel(named.model.to(device), at=at)
     part, source = _images(named, model, images, root, progress)
     asked: dict[str, Any] = {"m": m, "messages": messages, "width": width, "seed": seed}
     veil = fit_obfuscator(method, split, part, **asked, progress=progress)
     fitted = Fitted(cut=split.layer_name, method=method, **asked)
-    manifest = Manifest(model=named.source, data=source, obfuscator=fitted, classes=answers, versions=versions())
+    manifest = Manifest(
+        model=named.source, data=source, obfuscator=fitted, classes=answers, answers=bound, versions=versions()
+    )
     named.write(folder)
     write_obfuscator(folder / OBFUSCATOR, veil)
     # Last, so that a folder with a manifest is a whole run.
@@ -96,10 +100,11 @@ def obfuscate_run(
 def _answers(named: NamedModel, classes: Sequence[str] | None) -> tuple[str, ...] | None:
     if classes is None:
         return named.classes
-    if len(classes) != named.source.n_classes or len(set(classes)) != len(classes):
+    # A name may come twice, as ImageNet's crane (a bird, and a machine) does: an answer carries its number, too.
+    if len(classes) != named.source.n_classes:
         raise ModelError(
-            f"{len(set(classes))} different class names are given, but the model has {named.source.n_classes} answers; "
-            "name each once, in the order of the logits"
+            f"{len(classes)} class names are given, but the model has {named.source.n_classes} answers; name one for "
+            "each, in the order of the logits"
         )
     return tuple(classes)
 

@@ -45,7 +45,13 @@ class Fitted(Strict):
 
 
 class Manifest(Strict):
-    """What ``run.json`` holds: of a training a recipe, of a fit an obfuscator and the names of the answers."""
+    """What ``run.json`` holds: of a training a recipe, of a fit an obfuscator and the names of the answers.
+
+    Attributes:
+        answers: of the model to images that are the same everywhere, see `fixed_answers`: by them it is known again,
+            since weights do not say what else a function makes its model of. None in runs from before, while a
+            training goes on, and where they are not finite.
+    """
 
     schema_version: Literal[1] = 1
     model: ModelSource
@@ -53,6 +59,7 @@ class Manifest(Strict):
     recipe: dict[str, Any] | None = None
     obfuscator: Fitted | None = None
     classes: tuple[str, ...] | None = None
+    answers: tuple[float, ...] | None = None
     versions: dict[str, str]
 
 

@@ -7,10 +7,12 @@ from torch import nn
 from splitveil.data import Dataset, Progress, Unlabelled, load_data, load_unlabelled
 from splitveil.errors import RunError
 from splitveil.files import is_there
+from splitveil.models import TOLERANCE, answers_differ_by, check_precision, fixed_answers
 from splitveil.obfuscate import Affine, Tables, read_obfuscator
 from splitveil.runs.manifest import MANIFEST, OBFUSCATOR, Fitted, ImageSource, read_manifest
 from splitveil.runs.sources import FunctionSource
 from splitveil.runs.trust import check_made_here
+from splitveil.soundness import share_of
 from splitveil.split import SplitModel
 
 
@@ -41,14 +43,36 @@ class Run:
         """The trained model in evaluation mode.
 
         Raises:
-            RunError: its file is damaged; or it is code, and the run was made elsewhere.
+            RunError: its file is damaged; it is code, and the run was made elsewhere; or it answers otherwise than
+                when the run was made.
             ModelError: the user's own function or file gives no model any more.
         """
         source = self.manifest.model
         if source.runs_code and not self.trust:
             what = source.reference if isinstance(source, FunctionSource) else source.file
             check_made_here(self.folder, what)
-        return source.load(self.folder)
+        model = source.load(self.folder)
+        check_precision(model)
+        then = self.manifest.answers
+        if then is not None and (gap := answers_differ_by(then, self._answers(model))) > TOLERANCE:
+            raise RunError(
+                f"the model of {self.folder} answers otherwise than when the run was made, by {share_of(gap)} of the "
+                "answers' range on images that are always the same: its code has changed, or what no weights hold "
+                "(plain tensors, buffers with persistent=False); restore it, or make the run again"
+            )
+        return model
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the run holds answers by which its model is known again; those from before do not."""
+        return self.manifest.answers is not None
+
+    def _answers(self, model: nn.Module) -> tuple[float, ...] | None:
+        try:
+            return fixed_answers(model, self.manifest.model.input_shape)
+        except Exception as error:  # whatever the user's own code raises
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"the model of {self.folder} answers no more ({reason}); restore its code") from error
 
     def split(self) -> SplitModel:
         """The model, cut where its obfuscator was fitted; raises `RunError` where there is none."""

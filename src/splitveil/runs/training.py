@@ -6,7 +6,9 @@ from typing import Any
 import torch
 
 from splitveil.data import Dataset
-from splitveil.runs.manifest import DataSource, Manifest, claim, versions
+from splitveil.files import write_json
+from splitveil.models import fixed_answers
+from splitveil.runs.manifest import MANIFEST, DataSource, Manifest, claim, read_manifest, versions
 from splitveil.runs.sources import WEIGHTS, Table1Source
 from splitveil.tensors import write_tensors
 from splitveil.train import Epoch, Progress, Recipe, fit
@@ -50,4 +52,7 @@ def train_run(
         model = architecture.build()
     history = fit(model, data, recipe, out=folder, device=device, progress=progress)
     write_tensors(folder / WEIGHTS, model.state_dict(), {"data": data.digest})
+    answers = fixed_answers(model.eval(), data.input_shape)
+    there = read_manifest(folder / MANIFEST).model_copy(update={"answers": answers})
+    write_json(folder / MANIFEST, there.model_dump(mode="json"))
     return history
