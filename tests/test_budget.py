@@ -272,7 +272,7 @@ def test_a_damaged_file_sends_nothing(path: Path) -> None:
 def test_a_file_of_a_later_version_is_left_alone(path: Path) -> None:
     Budget(path, limit_bits=8)
     with closing(sqlite3.connect(path)) as ledger:
-        ledger.execute("PRAGMA user_version = 2")
+        ledger.execute("PRAGMA user_version = 3")
     with pytest.raises(BudgetError, match="another version of splitveil"):
         Budget(path)
 

@@ -15,14 +15,15 @@ SOURCE = Path(sv.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 # From the ground up: a room imports from those before it only. The package's own face and `python -m` stand outside.
 ROOMS = (
-    "version", "errors", "telemetry", "message", "certificate", "codec", "wire", "extras", "files", "doctor", "budget",
-    "statistics", "profile", "bundle", "serve", "picture", "client", "tensors", "data", "models", "split", "soundness",
-    "linear", "counting", "obfuscate", "exchange", "cost", "train", "runs", "attack", "baselines", "measure",
-    "profiling", "export", "deploy", "figures", "report", "experiments", "demo", "cli",
+    "version", "errors", "telemetry", "message", "certificate", "codec", "wire", "extras", "files", "doctor",
+    "forking", "ledger", "budget", "statistics", "profile", "bundle", "serve", "picture", "client", "tensors", "data",
+    "models", "split", "soundness", "linear", "counting", "obfuscate", "exchange", "cost", "train", "runs", "attack",
+    "baselines", "measure", "profiling", "export", "deploy", "figures", "report", "experiments", "demo", "cli",
 )  # fmt: skip
 FACES = ("__init__", "__main__")
 EDGE = (
-    "version", "errors", "telemetry", "message", "certificate", "codec", "wire", "extras", "files", "doctor", "budget",
+    "version", "errors", "telemetry", "message", "certificate", "codec", "wire", "extras", "files", "doctor",
+    "forking", "ledger", "budget",
     "statistics", "profile", "bundle", "picture", "client", "cli",
 )  # fmt: skip
 HEAVY = ("torch", "scipy", "sklearn", "matplotlib", "safetensors", "onnx", "onnxscript")

@@ -1,11 +1,9 @@
 """What may be told of each subject: a ledger on the device, debited durably before anything is sent; free of torch."""
 
 import hmac
-import math
+import operator
 import os
-import secrets
 import sqlite3
-import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -13,18 +11,22 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitveil.certificate import Certificate
+from splitveil.certificate import Certificate, finite, in_bits
 from splitveil.errors import BudgetError, BudgetSpentError
 from splitveil.files import is_there
-
-_KIND = 0x53564244  # "SVBD", what the file says it is
-_VERSION = 1
-_TABLES = (
-    "CREATE TABLE settings (limit_bits REAL NOT NULL, window REAL, salt BLOB NOT NULL)",
-    "CREATE TABLE debits (subject BLOB NOT NULL, moment REAL NOT NULL, queries INTEGER NOT NULL, bits REAL NOT NULL)",
-    "CREATE INDEX debits_by_subject ON debits (subject)",
-    "CREATE INDEX debits_by_moment ON debits (moment)",
+from splitveil.forking import undivided
+from splitveil.ledger import (
+    DAMAGED,
+    Ledger,
+    LedgerError,
+    create,
+    draft_for,
+    is_mounted,
+    put_in_place,
+    remove_drafts,
+    wait_until_begun,
 )
+
 _WAIT = 30.0  # seconds for other processes that hold the file; a debit takes milliseconds
 _ROUNDING = 1e-9  # bits by which a sum of logarithms may be off, so that a limit can be spent to the end
 # What SQLite says, by its primary code, and what to do about it.
@@ -36,7 +38,6 @@ _TROUBLE = {
     sqlite3.SQLITE_CANTOPEN: "cannot be opened; name a file in a folder that you may write",
     sqlite3.SQLITE_PERM: "cannot be opened; give yourself the right to",
 }
-_DAMAGED = "is damaged or no budget; name another file (a new one, or an older copy, forgets what was spent since)"
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,24 @@ class Limits:
         window: seconds after which a debit does not count any more; None where it counts forever.
 
     Raises:
-        BudgetError: one of them is no number above 0.
+        BudgetError: one of them is no finite number above 0.
     """
 
     bits: float
     window: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.bits < math.inf or not (self.window is None or 0 < self.window < math.inf):
-            raise BudgetError("a budget's limit is a number of bits above 0, and its window of seconds above 0")
+        for name, what in (("bits", "limit is a number of bits"), ("window", "window a number of seconds")):
+            given = getattr(self, name)
+            if given is None and name == "window":
+                continue
+            value = finite(given)
+            if value is None or value <= 0:
+                raise BudgetError(f"a budget's {what} above 0, not {_shown(given)}; give such a number")
+            object.__setattr__(self, name, value)  # a float, which the file and every program read back as it is
 
     def __str__(self) -> str:
-        return f"{self.bits:.6g} bits" + (" in all" if self.window is None else f" in {self.window:.6g} s")
+        return in_bits(self.bits) + (" in all" if self.window is None else f" in {self.window:.6g} s")
 
 
 class Budget:
@@ -83,8 +90,8 @@ class Budget:
         begun: whether this call began it, so that nothing of before counts.
 
     Raises:
-        BudgetError: the file is missing, empty, damaged, something else, held by another program, cannot be written, or
-            has another limit; or the limits are no numbers above 0.
+        BudgetError: the file is missing, empty, damaged, something else, held by another program, cannot be written,
+            has another limit or a second name (a hard link), or is mounted alone; or limits are no numbers above 0.
     """
 
     def __init__(
@@ -108,23 +115,29 @@ class Budget:
         self.begun = wanted is not None and not is_there(self.path) and self._begin(wanted)
         if is_there(self.path) and not self.path.is_file():
             raise BudgetError(f"the budget {self.path} cannot be opened, as it is no file; name one")
-        with self._transaction("IMMEDIATE" if wanted else "DEFERRED") as ledger:
-            if ledger.execute("PRAGMA quick_check").fetchone() != ("ok",):
-                raise BudgetError(f"the budget {self.path} {_DAMAGED}")
-            found, _ = self._settings(ledger)
-            if wanted not in (None, found):
+        if is_there(self.path):
+            wait_until_begun(self.path)
+        if is_mounted(os.path.realpath(self.path)):
+            raise BudgetError(
+                f"the budget {self.path} is mounted as a single file, so its journal would lie elsewhere, and a crash "
+                "would damage it; mount its folder"
+            )
+        with self._ledger("IMMEDIATE" if wanted else "DEFERRED") as ledger:
+            ledger.check()
+            found = Limits(ledger.bits, ledger.window)
+            if wanted is not None and wanted != found:
                 if not change:
                     raise BudgetError(
                         f"the budget {self.path} allows {found}, not {wanted}; open it without a limit to keep that, "
                         "or change it on purpose with 'splitveil budget FILE --bits' (in Python change=True)"
                     )
-                ledger.execute("UPDATE settings SET limit_bits = ?, window = ?", (limit_bits, window))
+                ledger.set_limits(wanted.bits, wanted.window)
 
     @property
     def limits(self) -> Limits:
         """As they stand in the file; raises `BudgetError` where it cannot be read."""
-        with self._transaction() as ledger:
-            return self._settings(ledger)[0]
+        with self._ledger() as ledger:
+            return Limits(ledger.bits, ledger.window)
 
     def debit(self, subject: str, *, distinct: int, queries: int = 1) -> float:
         """Record that messages of a subject are about to be sent; once this returns, they may be.
@@ -143,48 +156,69 @@ class Budget:
             CertificateError: these are no numbers of messages.
         """
         cost = Certificate(distinct).leakage_bits(queries)
-        with self._transaction("IMMEDIATE") as ledger:
-            limits, salt = self._settings(ledger)
-            name, now = _hashed(subject, salt), self._now(ledger)
-            left = self._allowed(ledger, name, cost, limits, now)
-            if limits.window is not None:
-                ledger.execute("DELETE FROM debits WHERE moment <= ?", (now - limits.window,))
-            ledger.execute("INSERT INTO debits VALUES (?, ?, ?, ?)", (name, now, queries, cost))
+        with self._ledger("IMMEDIATE") as ledger:
+            name, now = _hashed(subject, ledger.salt), self._now(ledger)
+            left = self._allowed(ledger, name, cost, now)
+            ledger.add((name, now, operator.index(queries), cost))
         return left
 
     def check(self, subject: str, *, distinct: int, queries: int = 1) -> None:
         """See that so much is left now, and debit nothing; arguments and errors as of `debit`."""
         cost = Certificate(distinct).leakage_bits(queries)
-        with self._transaction() as ledger:
-            limits, salt = self._settings(ledger)
-            self._allowed(ledger, _hashed(subject, salt), cost, limits, self._now(ledger))
+        with self._ledger() as ledger:
+            self._allowed(ledger, _hashed(subject, ledger.salt), cost, self._now(ledger))
 
     def spent(self, subject: str) -> float:
         """Bits that are debited for a subject; within the window, where there is one; raises `BudgetError`."""
-        with self._transaction() as ledger:
-            limits, salt = self._settings(ledger)
-            return _spent(ledger, _hashed(subject, salt), limits, self._now(ledger))
+        with self._ledger() as ledger:
+            return ledger.spent(_hashed(subject, ledger.salt), self._now(ledger))
 
     def left(self, subject: str) -> float:
         """Bits that may still be told of a subject; raises `BudgetError`."""
-        with self._transaction() as ledger:
-            limits, salt = self._settings(ledger)
-            return max(limits.bits - _spent(ledger, _hashed(subject, salt), limits, self._now(ledger)), 0.0)
+        with self._ledger() as ledger:
+            return max(ledger.bits - ledger.spent(_hashed(subject, ledger.salt), self._now(ledger)), 0.0)
 
     @contextmanager
-    def _transaction(self, kind: str = "DEFERRED", path: Path | None = None) -> Iterator[sqlite3.Connection]:
+    def _ledger(self, kind: str = "DEFERRED") -> Iterator[Ledger]:
+        """The ledger within a transaction, which is committed at the end; raises `BudgetError`."""
+        with self._transaction(self.path, kind) as database:
+            self._check_names()
+            yield Ledger(database)
+
+    def _check_names(self) -> None:
+        """Raises `BudgetError` where the file has a second name: its journal lies beside only one of them."""
+        real = Path(
+            os.path.realpath(self.path)
+        )  # a symbolic link is no second name: SQLite, too, keeps the journal beside the file
+        if real.stat().st_nlink > 1:
+            remove_drafts(real)
+        if real.stat().st_nlink > 1:
+            raise BudgetError(
+                f"the budget {self.path} has a second name (a hard link), under which a crash would damage it; remove "
+                "the other name, or make it a symbolic link"
+            )
+
+    @contextmanager
+    def _transaction(self, path: Path, kind: str) -> Iterator[sqlite3.Connection]:
         """A connection of its own, as none may be shared by threads or survive a fork; committed at the end."""
         try:
-            place = f"{(path or self.path).absolute().as_uri()}?mode=rw"
-            with closing(sqlite3.connect(place, uri=True, timeout=_WAIT, isolation_level=None)) as ledger:
+            place = f"{path.absolute().as_uri()}?mode=rw"
+            with (
+                undivided(),
+                closing(sqlite3.connect(place, uri=True, timeout=_WAIT, isolation_level=None)) as database,
+            ):
                 # FULL, and the folder too is on disk before a commit returns: else a power cut may undo it.
-                ledger.execute("PRAGMA synchronous = EXTRA")
-                ledger.execute(f"BEGIN {kind}")
-                yield ledger
-                ledger.execute("COMMIT")  # else, closing rolls back
+                database.execute("PRAGMA synchronous = EXTRA")
+                database.execute(f"BEGIN {kind}")
+                yield database
+                database.execute("COMMIT")  # else, closing rolls back
         except sqlite3.Error as error:
-            trouble = _TROUBLE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, _DAMAGED)
-            raise BudgetError(f"the budget {self.path} {trouble} ({error})") from error
+            trouble = _TROUBLE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, DAMAGED)
+            raise BudgetError(f"the budget {self.path} {trouble} ({str(error)[:200]!a})") from error
+        except LedgerError as error:
+            raise BudgetError(f"the budget {self.path} {error}") from error
+        except (UnicodeDecodeError, MemoryError) as error:  # of what SQLite says or finds in a damaged file
+            raise BudgetError(f"the budget {self.path} {DAMAGED}") from error
         except OSError as error:
             raise BudgetError(f"the budget {self.path} cannot be used ({error}); name another file") from error
 
@@ -197,18 +231,12 @@ class Budget:
         Raises:
             BudgetError: it cannot be made there.
         """
-        draft = ""
+        draft: Path | None = None
         try:
-            handle, draft = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")  # for the owner alone
-            os.close(handle)
-            with self._transaction("IMMEDIATE", Path(draft)) as ledger:
-                ledger.execute(f"PRAGMA application_id = {_KIND}")
-                ledger.execute(f"PRAGMA user_version = {_VERSION}")
-                for table in _TABLES:
-                    ledger.execute(table)
-                values = (limits.bits, limits.window, secrets.token_bytes(32))
-                ledger.execute("INSERT INTO settings VALUES (?, ?, ?)", values)
-            os.link(draft, self.path)  # unlike a renaming, it replaces nothing
+            draft = draft_for(self.path)
+            with self._transaction(draft, "IMMEDIATE") as database:
+                create(database, limits.bits, limits.window)
+            put_in_place(draft, self.path)
         except FileExistsError:
             return False
         except OSError as error:
@@ -217,33 +245,28 @@ class Budget:
             ) from error
         finally:
             if draft:
-                Path(draft).unlink(missing_ok=True)
+                draft.unlink(missing_ok=True)
         return True
 
-    def _settings(self, ledger: sqlite3.Connection) -> tuple[Limits, bytes]:
-        """The limits and the key of the hashes; raises `BudgetError` where this is no budget."""
-        if _number(ledger, "application_id") != _KIND:
-            raise BudgetError(f"the file {self.path} {_DAMAGED}")
-        if _number(ledger, "user_version") != _VERSION:
-            raise BudgetError(f"the budget {self.path} is of another version of splitveil; use the one that began it")
-        row = ledger.execute("SELECT limit_bits, window, salt FROM settings").fetchone()
-        if row is None:
-            raise BudgetError(f"the budget {self.path} {_DAMAGED}")
-        return Limits(*row[:2]), row[2]
+    def _now(self, ledger: Ledger) -> float:
+        return max(self._time(), ledger.latest)
 
-    def _now(self, ledger: sqlite3.Connection) -> float:
-        (latest,) = ledger.execute("SELECT max(moment) FROM debits").fetchone()
-        return max(self._clock(), -math.inf if latest is None else latest)
+    def _time(self) -> float:
+        given = self._clock()
+        now = finite(given)
+        if now is None:
+            raise BudgetError(f"the budget's clock gives {_shown(given)}, which is no time in seconds; mend it")
+        return now
 
-    def _allowed(self, ledger: sqlite3.Connection, name: bytes, cost: float, limits: Limits, now: float) -> float:
+    def _allowed(self, ledger: Ledger, name: bytes, cost: float, now: float) -> float:
         """The bits that are left after this cost; raises `BudgetSpentError` where they are not enough."""
-        left = limits.bits - _spent(ledger, name, limits, now)
+        left = ledger.bits - ledger.spent(name, now)
         if cost > left + _ROUNDING:
-            raise BudgetSpentError(self._refusal(cost, max(left, 0.0), limits, now))
+            raise BudgetSpentError(self._refusal(cost, max(left, 0.0), Limits(ledger.bits, ledger.window), now))
         return max(left - cost, 0.0)
 
     def _refusal(self, cost: float, left: float, limits: Limits, now: float) -> str:
-        behind = now - self._clock()
+        behind = now - self._time()
         if limits.window is None:
             advice = "ask nothing more of this subject, or allow more with 'splitveil budget FILE --bits'"
         elif behind > 1:
@@ -251,14 +274,16 @@ class Budget:
         else:
             advice = "wait until earlier queries leave the window"
         return (
-            f"this would tell up to {cost:.4g} bits of a subject of whom {left:.4g} of {limits} are left, and was not "
-            f"sent; {advice}"
+            f"this would tell up to {cost:.4g} {'bit' if f'{cost:.4g}' == '1' else 'bits'} of a subject of whom "
+            f"{left:.4g} of {limits} are left, and was not sent; {advice}"
         )
 
 
-def _number(ledger: sqlite3.Connection, name: str) -> int:
-    (value,) = ledger.execute(f"PRAGMA {name}").fetchone()
-    return int(value)
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:60]
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        return "a number of thousands of digits"
 
 
 def _hashed(subject: str, salt: bytes) -> bytes:
@@ -271,10 +296,3 @@ def _hashed(subject: str, salt: bytes) -> bytes:
         raise BudgetError(f"a subject is a text that is not empty, such as '3', not {subject!r}; give one")
     name = unicodedata.normalize("NFC", subject).encode("utf-8", "surrogatepass")
     return hmac.digest(salt, name, "sha256")
-
-
-def _spent(ledger: sqlite3.Connection, name: bytes, limits: Limits, now: float) -> float:
-    since = -math.inf if limits.window is None else now - limits.window
-    return math.fsum(
-        bits for (bits,) in ledger.execute("SELECT bits FROM debits WHERE subject = ? AND moment > ?", (name, since))
-    )

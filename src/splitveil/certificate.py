@@ -1,9 +1,11 @@
 """What a finite number of messages proves against every adversary; free of torch. The proofs: docs/certificate.md."""
 
 import math
+import numbers
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Self
 
@@ -66,7 +68,9 @@ class Certificate:
         if transcripts < _UNCOUNTED:
             return math.log2(transcripts)
         # Of the sum of powers all but a share below 2^-1000 is M^q · M / (M - 1).
-        return queries * self.bits + (math.log1p(1 / (self.messages - 1)) / math.log(2) if varies else 0.0)
+        return operator.index(queries) * self.bits + (
+            math.log1p(1 / (self.messages - 1)) / math.log(2) if varies else 0.0
+        )
 
     def guess_bound(
         self,
@@ -126,7 +130,8 @@ class Certificate:
         before = max(priors) if priors else prior
         most = "at most " if varies else ""
         seen = f"{most}one message" if queries == 1 else f"{most}{queries} messages"
-        known = f"At most {_shown(self.messages)} different messages can be sent ({self.bits:.4g} bits each)."
+        messages = "1 message" if self.messages == 1 else f"{_shown(self.messages)} different messages"
+        known = f"At most {messages} can be sent ({in_bits(self.bits)} each)."
         if bound >= 1:
             return (
                 f"{known} For this secret that proves nothing: {seen} of a subject could tell all of its likely "
@@ -155,11 +160,12 @@ class Certificate:
         n = sum(seen)
         if n == 0 or sum(count > 0 for count in seen) > self.messages:
             raise CertificateError(f"counts are of 1 to {_shown(self.messages)} different messages; count some queries")
-        if not 0 < level < 1:
-            raise CertificateError(f"the level {level} is no chance between 0 and 1; give one such as 0.05")
+        level_ = finite(level)
+        if level_ is None or not 0 < level_ < 1:
+            raise CertificateError(f"the level {level!r} is no chance between 0 and 1; give one such as 0.05")
         plug_in = _entropy(count / n for count in seen)
         bias = math.log2(n + self.messages - 1) - math.log2(n)
-        return min(self.bits, plug_in + bias + math.log2(n) * math.sqrt(2 * math.log(1 / level) / n))
+        return min(self.bits, plug_in + bias + math.log2(n) * math.sqrt(2 * math.log(1 / level_) / n))
 
     def fano_bound(self, priors: Iterable[float], *, entropy_bits: float, queries: int = 1) -> float:
         """The chance at most that a secret is guessed right, on the average over all messages, by Fano's inequality.
@@ -175,9 +181,10 @@ class Certificate:
             CertificateError: these are no chances, no entropy, or no number of queries.
         """
         shares = [share for share in _chances(priors) if share > 0]
-        if not entropy_bits >= 0:
-            raise CertificateError(f"{entropy_bits} is no entropy in bits; give a number from 0 on")
-        told = min(entropy_bits, self.bits) * _count(queries, "a number of queries", most=_MOST_QUERIES)
+        entropy = finite(entropy_bits)
+        if entropy is None or entropy < 0:
+            raise CertificateError(f"{entropy_bits!r} is no entropy in bits; give a number from 0 on")
+        told = min(entropy, self.bits) * _count(queries, "a number of queries", most=_MOST_QUERIES)
         left = _entropy(shares) - told - _ROUNDING
         if left <= 0 or len(shares) == 1:
             return 1.0
@@ -202,6 +209,22 @@ class Certificate:
         return int((self.messages ** (queries + 1) - 1) // (self.messages - 1) if varies else self.messages**queries)
 
 
+def finite(value: object) -> float | None:
+    """A real number of any type as a float; None for texts, truth values, NaN, infinities and what is too large."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def in_bits(bits: float) -> str:
+    """A number of bits in words."""
+    return "1 bit" if f"{bits:.6g}" == "1" else f"{bits:.6g} bits"
+
+
 def _count(value: Any, what: str, *, least: int = 1, most: int | None = None) -> int:
     try:
         count = operator.index(value)
@@ -214,20 +237,19 @@ def _count(value: Any, what: str, *, least: int = 1, most: int | None = None) ->
 
 
 def _chance(value: Any) -> float:
-    try:
-        chance = float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise CertificateError("give the chance of the secret's most likely value, or priors of all values") from error
+    chance = finite(value)
+    if chance is None:
+        raise CertificateError("give the chance of the secret's most likely value, or priors of all values")
     if not 0 < chance <= 1:
         raise CertificateError(f"a prior of {chance} is no chance above 0 and up to 1; change it")
     return chance
 
 
 def _chances(values: Iterable[float]) -> list[float]:
-    try:
-        chances = [float(value) for value in values]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise CertificateError("priors are the chances of all values of the secret; give a list of numbers") from error
+    given = [finite(value) for value in values] if isinstance(values, Iterable) else [None]
+    chances = [chance for chance in given if chance is not None]
+    if len(chances) < len(given):
+        raise CertificateError("priors are the chances of all values of the secret; give a list of numbers")
     if not all(0 <= chance <= 1 for chance in chances) or abs(math.fsum(chances) - 1) > _SUM_TOLERANCE:
         raise CertificateError("priors are chances from 0 to 1 that sum to 1, one for every value of the secret")
     return chances
