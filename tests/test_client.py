@@ -231,6 +231,30 @@ def test_retries_are_bounded_and_named(connect: Any, server: Answering, pictures
         connect(patience=Patience(retries=0)).answer(pictures[0])
 
 
+def test_by_default_the_deadline_decides(connect: Any, server: Answering, pictures: list[np.ndarray]) -> None:
+    time = Time()
+    server.next = [httpx.ConnectError("x")] * 200
+    with pytest.raises(RemoteError, match=r"allow more time than 30 s$"):
+        connect(clock=time.clock()).answer(pictures[0])
+    assert time.slept[:7] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5]
+    assert 29.8 < sum(time.slept) < 30  # the last attempt is shortly before the end …
+    assert len(time.slept) < 25  # … and there are few
+    server.next = [httpx.ConnectError("x")] * 12
+    assert connect(clock=Time().clock()).answer(pictures[0]).sent.attempts == 13
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"timeout": "5"}, {"timeout": float("nan")}, {"deadline": True}, {"retries": -1}, {"retries": 1.5},
+     {"retries": True}, {"first_wait": -1}, {"first_wait": float("nan")}, {"longest_wait": "1"}, {"first_wait": 0},
+     {"longest_wait": 0}],
+)  # fmt: skip
+def test_patience_that_is_none(limits: dict[str, Any]) -> None:
+    with pytest.raises(RemoteError):
+        Patience(**limits)
+    assert Patience(retries=np.int64(2), first_wait=0, timeout=np.float32(1)).retries == 2  # type: ignore[arg-type]
+
+
 def test_the_wait_is_drawn_by_chance(connect: Any, server: Answering, pictures: list[np.ndarray]) -> None:
     time = Time()
     server.next = [httpx.Response(503)] * 2
@@ -257,7 +281,7 @@ def test_a_refusal_without_words_is_named_too(connect: Any, server: Answering, p
     for body in (b"", b"<html>", b"[1]", b'{"error": 5}', b"{" * 60_000):
         server.next = [httpx.Response(401, content=body)]
         with pytest.raises(RemoteError, match=r"refuses \(401\); give the right token$"):
-            connect().answer(pictures[0])
+            connect(access=Access(token="another")).answer(pictures[0])
 
 
 def test_a_redirect_is_not_followed(connect: Any, server: Answering, pictures: list[np.ndarray]) -> None:

@@ -151,7 +151,7 @@ def test_the_divisor_is_the_bundle_s(coloured: Path, tmp_path: Path) -> None:
         (np.full((3, 16, 24), 1.5, np.float32), DataError, "divide"),
         (np.full((3, 16, 24), -0.1, np.float32), DataError, "divide"),
         (np.full((3, 16, 24), np.nan, np.float32), DataError, "divide"),
-        (None, DataError, "a photo is a file or an array, not a NoneType"),
+        (None, DataError, "a photo is a file, its bytes, a picture or an array, not a NoneType"),
     ],
 )
 def test_arrays_that_are_no_picture(coloured: Path, array: Any, error: type[Exception], sentence: str) -> None:

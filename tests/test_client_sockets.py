@@ -168,12 +168,12 @@ def test_a_server_that_dribbles_is_given_up(exported: Path, pictures: list[np.nd
 @pytest.mark.parametrize(
     "answer",
     [
-        b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{",
+        b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{",
         b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000,
     ],
-    ids=["closed", "no-http", "half", "headers"],
+    ids=["closed", "half", "headers"],
 )  # fmt: skip
-def test_what_is_no_http_is_named(exported: Path, pictures: list[np.ndarray], answer: bytes) -> None:
+def test_a_connection_that_breaks_off_is_named(exported: Path, pictures: list[np.ndarray], answer: bytes) -> None:
     def talk(connection: socket.socket, _: threading.Event) -> None:
         connection.recv(65536)
         connection.sendall(answer)
@@ -184,6 +184,35 @@ def test_what_is_no_http_is_named(exported: Path, pictures: list[np.ndarray], an
         pytest.raises(RemoteError, match=r"broke the connection off, as servers of https do \(tried 2 times\)"),
     ):
         client.answer(pictures[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (b"\0\0\x12\x04\0\0\0\0\0" + bytes(18), "give its REST port if this is that of gRPC"),
+        (b"\x15\x03\x03\0\x02\x02\x16", "write https:// if it expects TLS"),
+        (b"nonsense\r\n\r\n", "does not speak HTTP; give the address of a splitveil server"),
+        (b"HTTP/1.1 400 Bad\r\ncontent-length: 6\r\n\r\n<html>", "if it expects TLS, write https://"),
+        (b"HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n", "give the token that it asks for"),
+    ],
+    ids=["grpc", "tls", "no-http", "proxy", "token"],
+)  # fmt: skip
+def test_what_else_may_listen_there_is_named_at_once(
+    exported: Path, pictures: list[np.ndarray], answer: bytes, hint: str
+) -> None:
+    came = []
+
+    def talk(connection: socket.socket, _: threading.Event) -> None:
+        came.append(connection.recv(65536))
+        connection.sendall(answer)
+
+    with (
+        talking(talk) as url,
+        sv.EdgeClient(exported / "edge", url, patience=Patience(deadline=3)) as client,
+        pytest.raises(RemoteError, match=hint),
+    ):
+        client.answer(pictures[0])
+    assert len(came) == 1  # asking again would not help
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from splitveil.client.access import Access, is_exposed
 from splitveil.client.answer import Answer, Sent
-from splitveil.client.encoder import EdgeEncoder, Photo
+from splitveil.client.encoder import EdgeEncoder, Photo, edge_folder
 from splitveil.client.frame import describe
 from splitveil.client.patience import Patience
 from splitveil.client.remote import AsyncEdgeClient, check_certified
@@ -19,5 +19,6 @@ __all__ = [
     "Sent",
     "check_certified",
     "describe",
+    "edge_folder",
     "is_exposed",
 ]

@@ -1,6 +1,8 @@
 """Requests to one server: connections kept, answers bounded, failures named, and repeated where that may help."""
 
+import asyncio
 import email.utils
+import os
 import ssl
 import time
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from splitveil.client.access import Access, check_url
 from splitveil.client.patience import Clock, Patience, TryAgain, persist
 from splitveil.client.protocol import LARGEST_JSON, read_refusal
 from splitveil.errors import RemoteError
+from splitveil.forking import keep_in_children
 
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 """What OpenSSL calls an answer in plain HTTP."""
@@ -50,6 +53,9 @@ class Reply:
 class Connection:
     """One server, asked over connections that are used again.
 
+    They belong to the process and the event loop that opened them. Another one, such as a child after `os.fork()`,
+    opens its own: two that wrote to one connection would spoil each other's requests.
+
     Args:
         url: https://HOST[:PORT], with a path where the server lies behind one.
         access: certificates and token.
@@ -65,12 +71,11 @@ class Connection:
         self, url: str, access: Access, patience: Patience, transport: httpx.AsyncBaseTransport | None, clock: Clock
     ) -> None:
         self.url = check_url(url, access)
-        self._patience, self._clock = patience, clock
-        # Nothing is taken from the environment: a proxy named there would see tokens that are meant for this machine.
-        self._http = httpx.AsyncClient(
-            headers=access.headers(), verify=access.trust(), transport=transport, trust_env=False,
-            follow_redirects=False, timeout=None,  # `persist` bounds attempts as a whole
-        )  # fmt: skip
+        self._access, self._patience, self._clock = access, patience, clock
+        self._transport, self._trust = transport, access.trust()
+        self._http: httpx.AsyncClient | None = None
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._closed = False
 
     @property
     def who(self) -> str:
@@ -79,7 +84,7 @@ class Connection:
 
     async def get(self, path: str) -> Reply:
         """What lies at a path below the server's address; raises `RemoteError` as `post` does."""
-        return await self._ask(self._http.build_request("GET", self.url + path), LARGEST_JSON)
+        return await self._ask("GET", path, LARGEST_JSON)
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str], most: int) -> Reply:
         """The answer to a body, be it a refusal.
@@ -92,34 +97,63 @@ class Connection:
         Raises:
             RemoteError: the server cannot be reached in time, is not trusted, or answers with more.
         """
-        request = self._http.build_request("POST", self.url + path, content=body, headers=dict(headers))
-        return await self._ask(request, most)
+        return await self._ask("POST", path, most, body, headers)
 
     def refusal(self, reply: Reply) -> RemoteError:
         """What to tell the user of a reply whose status is not 200."""
         if 300 <= reply.status < 400:
             return RemoteError(f"{self.who} points to another address, which is not followed; give that address")
         said = read_refusal(reply.body)
-        other = "ask its operator" if reply.status >= 500 else "see that client and server fit together"
-        return RemoteError(
-            f"{self.who} refuses ({reply.status}{said and ': ' + said}); {_ADVICE.get(reply.status, other)}"
-        )
+        return RemoteError(f"{self.who} refuses ({reply.status}{said and ': ' + said}); {self._advice(reply, said)}")
 
     async def close(self) -> None:
-        """Close all connections; what is asked afterwards is refused."""
-        await self._http.aclose()
+        """Close all connections of this process and loop; what is asked afterwards is refused."""
+        self._closed = True
+        if self._http is not None and self._home == _here():
+            await self._http.aclose()
 
-    async def _ask(self, request: httpx.Request, most: int) -> Reply:
-        if self._http.is_closed:
+    def _advice(self, reply: Reply, said: str) -> str:
+        if reply.status == 401 and self._access.token is None:
+            return "give the token that it asks for (--token-file, or Access(token=…))"
+        if reply.status == 400 and not said and self.url.startswith("http:"):
+            return "if it expects TLS, write https://; else see that it is a splitveil server"
+        other = "ask its operator" if reply.status >= 500 else "see that client and server fit together"
+        return _ADVICE.get(reply.status, other)
+
+    def _opened(self) -> httpx.AsyncClient:
+        """Connections of this process and event loop."""
+        if self._closed:
             raise RemoteError("this client was closed; open another one")
-        (response, body), attempts = await persist(
-            lambda: self._attempt(request, most), self._patience, self._clock, self.who
-        )
-        return Reply(response.status_code, response.headers, body, request_bytes(request), attempts)
+        if self._http is None or self._home != _here():
+            if self._home is not None and isinstance(self._transport, httpx.AsyncHTTPTransport):
+                raise RemoteError(
+                    "the transport of this client belongs to the process and event loop that first used it; open "
+                    "another client here"
+                )
+            # Nothing is taken from the environment: a proxy named there would see tokens meant for this machine.
+            self._http = httpx.AsyncClient(
+                headers=self._access.headers(), verify=self._trust, transport=self._transport, trust_env=False,
+                follow_redirects=False, timeout=None,  # `persist` bounds attempts as a whole
+            )  # fmt: skip
+            self._home = _here()
+            keep_in_children(self._http)
+        return self._http
 
-    async def _attempt(self, request: httpx.Request, most: int) -> tuple[httpx.Response, bytes]:
+    async def _ask(
+        self, method: str, path: str, most: int, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        http = self._opened()
+        request = http.build_request(method, self.url + path, content=body, headers=dict(headers or {}))
+        (response, content), attempts = await persist(
+            lambda: self._attempt(http, request, most), self._patience, self._clock, self.who
+        )
+        return Reply(response.status_code, response.headers, content, request_bytes(request), attempts)
+
+    async def _attempt(
+        self, http: httpx.AsyncClient, request: httpx.Request, most: int
+    ) -> tuple[httpx.Response, bytes]:
         try:
-            response = await self._http.send(request, stream=True)
+            response = await http.send(request, stream=True)
             try:
                 if response.status_code in _AGAIN:
                     raise TryAgain(_AGAIN[response.status_code], _retry_after(response))
@@ -129,6 +163,8 @@ class Connection:
         except httpx.TransportError as error:
             if (reason := _distrust(error)) is not None:
                 raise RemoteError(f"{self.who} {_advised(reason)}") from error
+            if (other := _other_protocol(error)) is not None:
+                raise RemoteError(f"{self.who} {other}") from error
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                 raise TryAgain("cannot be reached") from error
             # What a server that expects TLS does with plain HTTP.
@@ -158,6 +194,22 @@ def request_bytes(request: httpx.Request) -> int:
     return line + headers + len("\r\n") + len(request.content)
 
 
+def _here() -> tuple[int, asyncio.AbstractEventLoop]:
+    return os.getpid(), asyncio.get_running_loop()
+
+
+def _other_protocol(error: httpx.TransportError) -> str | None:
+    """What a server speaks that answers with something else than HTTP/1.1, and what to do about it."""
+    # h11 says so of a first byte that no line of HTTP/1.1 has, as TLS and HTTP/2 begin with.
+    if "illegal request line" in str(error):
+        return (
+            "does not speak HTTP/1.1; write https:// if it expects TLS, or give its REST port if this is that of gRPC"
+        )
+    if "illegal status line" in str(error):
+        return "does not speak HTTP; give the address of a splitveil server"
+    return None
+
+
 def _retry_after(response: httpx.Response) -> float:
     """Seconds that the server asks to wait, 0 where it does not say so in one of the two forms that HTTP has."""
     value = response.headers.get("Retry-After", "")
@@ -173,6 +225,10 @@ def _advised(reason: str) -> str:
     """The end of a sentence on what TLS objects to, with what to do about it."""
     if reason in _NOT_TLS:
         return "does not speak TLS; write http:// if frames may cross without it, or ask its operator for https"
+    if "CERTIFICATE_REQUIRED" in reason:
+        return "asks for a client's certificate; give one (--client-cert and --client-key, or Access)"
+    if "APPLICATION_PROTOCOL" in reason:
+        return "does not speak HTTP/1.1 over TLS, as the port of gRPC; give the address of its REST port"
     if "mismatch" in reason:
         return f"shows a certificate of another name ({reason}); give its address by a name in the certificate"
     return (

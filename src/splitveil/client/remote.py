@@ -1,7 +1,9 @@
 """Photos to answers by way of a server, asynchronously; the synchronous client runs on it too."""
 
 import asyncio
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,11 +15,11 @@ from splitveil.bundle import EdgeManifest, from_frames
 from splitveil.client.access import Access
 from splitveil.client.answer import Answer, Sent
 from splitveil.client.connection import Connection
-from splitveil.client.encoder import EdgeEncoder, Photo
+from splitveil.client.encoder import EdgeEncoder, Photo, in_batches
 from splitveil.client.patience import Clock, Patience
 from splitveil.client.protocol import configured_identity, inference_body, longest_answer, read_logits, read_object
 from splitveil.codec import Coding
-from splitveil.errors import BudgetError, RemoteError
+from splitveil.errors import BudgetError, RemoteError, SplitveilError
 
 LARGEST_BATCH = 32
 """Frames in one request at most; more photos are sent in several."""
@@ -34,7 +36,8 @@ class AsyncEdgeClient:
 
     Before the first frame leaves, the server must have said that it holds the other half of this very bundle.
     Requests that fail on the way are repeated, which is safe: an inference changes nothing on the server. May be used
-    for many requests at once, within one event loop; ``async with`` closes its connections.
+    for many requests at once within one event loop; ``async with`` closes its connections. Another loop, or a child
+    after `os.fork()`, opens connections of its own.
 
     Args:
         bundle: the folder ``edge`` that `splitveil export` wrote.
@@ -82,36 +85,49 @@ class AsyncEdgeClient:
         self.batch = max(1, min(LARGEST_BATCH, LARGEST_BODY // frame_bytes))
         self._connection = Connection(url, access or Access(), patience or Patience(), transport, clock or Clock())
         self._known: str | None = None
-        self._asking = asyncio.Lock()
+        self._asking: tuple[object, asyncio.Lock] | None = None
 
     async def answer(self, photo: Photo, *, subject: str | None = None) -> Answer:
         """The answer for one photo; arguments and errors as of `answers`."""
         return (await self.answers([photo], subject=subject))[0]
 
-    async def answers(self, photos: Sequence[Photo], *, subject: str | None = None) -> list[Answer]:
-        """Answers for photos, in their order, in requests of at most `batch`; all are read before the first one leaves.
+    async def answers(self, photos: Iterable[Photo], *, subject: str | None = None) -> list[Answer]:
+        """Answers for photos, in their order, in requests of at most `batch`.
+
+        Of a list, all are read, and the budget is checked for all, before the first request leaves. Of a generator no
+        more are taken than the next request carries, so that any number of photos fits into memory.
 
         Args:
-            photos: of one subject, where there is a budget.
+            photos: of one subject, where there is a budget. Threads of this client read them.
             subject: whose budget is debited.
 
         Raises:
             DataError, ShapeError: a photo cannot be read or does not fit.
             BudgetSpentError: they would exceed the budget, and nothing was sent; or other programs spent it meanwhile,
-                and this request was not.
+                or it does not last for all photos of a generator, and this request was not sent.
             BudgetError: the budget cannot be used, or only one of it and a subject is given; nothing was sent.
             RemoteError: the server cannot be reached in time, fails, refuses, holds another bundle, or answers with
                 what is no answer.
+
+        An error after the first answers says how many there are, and holds them as its attribute ``answers``.
         """
-        frames: list[bytes] = []
-        for start in range(0, len(photos), self.batch):
+        requests, found = self.requests(photos, subject=subject), list[Answer]()
+        with answered(found):
             # In a thread, so that other requests go on while this one's photos are encoded.
-            frames += await asyncio.to_thread(self.encoder.frames, photos[start : start + self.batch])
-        await asyncio.to_thread(self.check_budget, len(frames), subject=subject)
-        found: list[Answer] = []
-        for start in range(0, len(frames), self.batch):
-            found += await self.ask(frames[start : start + self.batch], subject=subject)
+            while (frames := await asyncio.to_thread(next, requests, None)) is not None:
+                found += await self.ask(frames, subject=subject)
         return found
+
+    def requests(self, photos: Iterable[Photo], *, subject: str | None = None) -> Iterator[list[bytes]]:
+        """Frames of photos, request by request, as `answers` sends them; raises as it does before it sends."""
+        self._check_subject(subject)
+        batches = (self.encoder.frames(some) for some in in_batches(photos, self.batch))
+        if isinstance(photos, Sized):
+            all_ = list(batches)
+            self.check_budget(sum(map(len, all_)), subject=subject)
+            yield from all_
+        else:
+            yield from batches
 
     def check_budget(self, photos: int, *, subject: str | None = None) -> None:
         """See that a subject's budget allows for so many photos, where there is one; debits nothing.
@@ -135,19 +151,21 @@ class AsyncEdgeClient:
         place = await self._place()
         if self._budget is not None and subject is not None:
             await asyncio.to_thread(self._debit, self._budget, subject, frames)
-        reply = await self._connection.post(place + "/infer", body, headers, most)
-        if reply.status in _MAY_BE_ANOTHER:
-            # A bundle may have been replaced since the server was met; then look for ours once more.
-            self._known = None
-            if (moved := await self._place()) != place:
-                reply = await self._connection.post(moved + "/infer", body, headers, most)
-        if reply.status != 200:
-            raise self._connection.refusal(reply)
-        logits = read_logits(reply.body, reply.headers, rows, len(classes))
+        with debited(rows if self._budget is not None else 0):
+            reply = await self._connection.post(place + "/infer", body, headers, most)
+            if reply.status in _MAY_BE_ANOTHER:
+                # A bundle may have been replaced since the server was met; then look for ours once more.
+                self._known = None
+                if (moved := await self._place()) != place:
+                    reply = await self._connection.post(moved + "/infer", body, headers, most)
+            if reply.status != 200:
+                raise self._connection.refusal(reply)
+            logits = read_logits(reply.body, reply.headers, rows, len(classes))
         sent = Sent(reply.request_bytes, rows, reply.attempts)
+        shares: bool = getattr(self._manifest, "probabilities", False)
         best = [int(row.argmax()) for row in logits]
         return [
-            Answer(classes[index], index, row, frame, sent)
+            Answer(classes[index], index, row, frame, sent, shares)
             for index, row, frame in zip(best, logits, frames, strict=True)
         ]
 
@@ -178,7 +196,11 @@ class AsyncEdgeClient:
         Raises:
             RemoteError: it serves no such bundle.
         """
-        async with self._asking:
+        here = asyncio.get_running_loop()
+        if self._asking is None or self._asking[0] != (os.getpid(), here):
+            # A lock belongs to one loop; and in a child it may be held by a task that is not there.
+            self._asking = (os.getpid(), here), asyncio.Lock()
+        async with self._asking[1]:
             if self._known is None:
                 self._known = await self._find()
             return self._known
@@ -210,6 +232,36 @@ class AsyncEdgeClient:
             reply = await self._connection.get(f"{path}/config")
             said["identity"] = configured_identity(read_object(reply.body)) if reply.status == 200 else None
         return said
+
+
+@contextmanager
+def answered(found: Sequence[Answer]) -> Iterator[None]:
+    """An error within says how many photos were answered before, and keeps their answers: they are paid for."""
+    try:
+        yield
+    except BaseException as error:
+        if found:
+            vars(error)["answers"] = list(found)
+            _append(error, f"{len(found)} photos were answered before, see the error's attribute 'answers'")
+        raise
+
+
+@contextmanager
+def debited(photos: int) -> Iterator[None]:
+    """An error within says that so many photos stay debited, as nobody knows what arrived."""
+    try:
+        yield
+    except SplitveilError as error:
+        if photos:
+            _append(error, f"{photos} {'photo stays' if photos == 1 else 'photos stay'} debited")
+        raise
+
+
+def _append(error: BaseException, sentence: str) -> None:
+    if isinstance(error, SplitveilError):
+        error.args = (f"{error}; {sentence}", *error.args[1:])
+    else:
+        error.add_note(sentence)
 
 
 def check_certified(manifest: EdgeManifest) -> int:
