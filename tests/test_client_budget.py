@@ -298,7 +298,7 @@ def test_the_commands(
         assert len(server.inferences) == sent
         assert json.loads(splitveil(*asked)[1])["bits_left"] is None
         code, _, err = splitveil(*asked[:-1], "--budget", file, "--subject", "bert")
-        assert (code, err) == (0, "note: left of this subject's budget: 1 bits\n")
+        assert (code, err) == (0, "note: left of this subject's budget: 1 bit\n")
     look = ("budget", file, "--subject", "anna")
     code, out, err = splitveil(*look, "--json")
     assert (code, err) == (0, "")

@@ -28,7 +28,7 @@ from splitveil.cli import (
     serve,
     train,
 )
-from splitveil.cli.output import MISTAKE, Stopped, fail, note
+from splitveil.cli.output import MISTAKE, Stopped, closed_quietly, fail, note, prepare
 from splitveil.errors import SplitveilError
 from splitveil.extras import explain_missing
 from splitveil.version import __version__
@@ -95,12 +95,12 @@ def _options(
 
 def main() -> None:
     """Entry point: a user's mistake or signal is one sentence and an exit code, never a traceback."""
+    prepare()
     with _signals() as caught, _warnings_as_notes():
         try:
             code = _run()
         except Stopped as stopped:
-            typer.echo(f"splitveil: {stopped}", err=True)
-            code = 128 + caught[-1]
+            fail(str(stopped), 128 + caught[-1])
     sys.exit(code)
 
 
@@ -138,9 +138,10 @@ def _warnings_as_notes() -> Iterator[None]:
 
 def _run() -> int:
     """Run the command, and return its exit code."""
+    code: Any = 0
     try:
-        code = app(prog_name="splitveil", standalone_mode=False)
-        sys.stdout.flush()
+        with closed_quietly(sys.stdout):
+            code = app(prog_name="splitveil", standalone_mode=False)
     except _UsageError as error:
         said = " ".join(error.format_message().split()).rstrip(".")
         if not said:  # without a command the help was shown

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from splitveil.certificate import in_bits
 from splitveil.cli.options import AsJson, Quiet
 from splitveil.cli.output import note, print_json, print_table, progress_bar
 from splitveil.codec import Coding
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def infer(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder 'edge' that 'splitveil export' wrote.")],
+    bundle: Annotated[
+        Path,
+        typer.Argument(metavar="BUNDLE", help="The folder 'edge' that 'splitveil export' wrote, or that above it."),
+    ],
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Files of pictures.")],
     url: Annotated[str, typer.Option("--url", help="Of the server: https://HOST[:PORT].")],
     m: Annotated[
@@ -45,7 +49,10 @@ def infer(
     deadline: Annotated[
         float, typer.Option("--deadline", metavar="SECONDS", help="Of a request with all its attempts.")
     ] = 30.0,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="Attempts after the first.")] = 3,
+    retries: Annotated[
+        int | None,
+        typer.Option("--retries", min=0, help="Attempts after the first; until the deadline if not given."),
+    ] = None,
     show_wire: Annotated[bool, typer.Option("--show-wire", help="Print exactly what was sent.")] = False,
     require_signature: Annotated[
         Path | None,
@@ -132,7 +139,7 @@ def _print(
     ]
     print_table(f"answers of {url}", ["photo", "answer", "probability", "bytes of its frame"], cells)
     if left is not None:
-        note(f"left of this subject's budget: {left:.6g} bits")
+        note(f"left of this subject's budget: {in_bits(left)}")
     for row in found:
         if "wire" in row:
             _print_wire(row)
@@ -141,14 +148,14 @@ def _print(
 def _ledger(file: Path | None, bits: float | None, bundle: Path, public_key: Path | None) -> Budget | None:
     from splitveil.budget import Budget
     from splitveil.bundle import read_edge
-    from splitveil.client import check_certified
+    from splitveil.client import check_certified, edge_folder
     from splitveil.errors import BudgetError
 
     if file is None:
         if bits is not None:
             raise BudgetError("--budget-bits is the limit of a budget; name its file with --budget")
         return None
-    check_certified(read_edge(bundle, public_key=public_key).manifest)  # no ledger is begun for another
+    check_certified(read_edge(edge_folder(bundle), public_key=public_key).manifest)  # no ledger is begun for another
     ledger = Budget(file, limit_bits=bits)
     if ledger.begun:
         note(f"began the budget {file}; nothing that was told before counts in it")

@@ -1,11 +1,13 @@
 """How the command line speaks: results on stdout, progress and errors on stderr."""
 
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -18,20 +20,27 @@ MISTAKE = 2
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def fail(sentence: str) -> NoReturn:
-    """Say what is wrong and leave with the exit code of a user's mistake."""
-    typer.echo(f"splitveil: {sentence}", err=True)
-    sys.exit(MISTAKE)
+def prepare() -> None:
+    """Let no character end a command: what a terminal cannot show is written as Python would escape it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def fail(sentence: str, code: int = MISTAKE) -> NoReturn:
+    """Say what is wrong and leave, with the exit code of a user's mistake where no other is given."""
+    _write(f"splitveil: {shown(sentence, sys.stderr)}", sys.stderr)
+    sys.exit(code)
 
 
 def note(sentence: str) -> None:
     """Say something that is not a result."""
-    typer.echo(f"note: {sentence}", err=True)
+    _write(f"note: {shown(sentence, sys.stderr)}", sys.stderr)
 
 
 def print_json(content: Any) -> None:
     """One machine-readable object."""
-    typer.echo(json.dumps(content, indent=2, allow_nan=False))
+    _write(json.dumps(content, indent=2, allow_nan=False), sys.stdout)  # in ASCII, which every terminal shows
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -39,11 +48,44 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     # Text, because names and paths may hold what rich would read as markup.
     table = Table()
     for column in columns:
-        table.add_column(Text(column))
+        table.add_column(Text(shown(column, sys.stdout)))
     for row in rows:
-        table.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
-    typer.echo(title)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+        table.add_row(*(Text(shown("–" if cell is None else str(cell), sys.stdout)) for cell in row))
+    _write(shown(title, sys.stdout), sys.stdout)
+    with closed_quietly(sys.stdout):
+        _Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def shown(text: str, stream: TextIO) -> str:
+    """A text with escapes for what a stream cannot carry, and for what would move a terminal's cursor."""
+    plain = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
+
+
+@contextmanager
+def closed_quietly(stream: TextIO) -> Iterator[None]:
+    """Around writing: who reads no more, as ``| head``, ends no command; what else would be written goes nowhere."""
+    try:
+        yield
+        stream.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _write(line: str, stream: TextIO) -> None:
+    with closed_quietly(stream):
+        typer.echo(line, file=stream)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to `closed_quietly`, where rich would end the command with an error."""
+        raise BrokenPipeError
 
 
 class Stopped(BaseException):
@@ -81,7 +123,7 @@ def _lines() -> Report:
         nonlocal last_text, last_time
         # Decoding reports every image with the same words: a line now and then will do.
         if text != last_text or done == total or time.monotonic() - last_time > SECONDS_BETWEEN_LINES:
-            typer.echo(f"{done}/{total} {text}", err=True)
+            _write(f"{done}/{total} {shown(text, sys.stderr)}", sys.stderr)
             last_text, last_time = text, time.monotonic()
 
     return report
