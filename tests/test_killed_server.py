@@ -17,7 +17,7 @@ from splitveil.errors import RemoteError
 
 CLIENTS = 8
 KILLS = 3
-PATIENCE = {"patient": Patience(timeout=5.0, deadline=HANGING, retries=1000, longest_wait=0.2),
+PATIENCE = {"patient": Patience(deadline=HANGING),
             "hasty": Patience(timeout=5.0, deadline=5.0, retries=0)}  # fmt: skip
 
 
