@@ -53,6 +53,9 @@ _TURNS = {
 _PNG, _CHUNK = b"\x89PNG\r\n\x1a\n", 12  # how the file begins; bytes of a chunk beside its content
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _one_large = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A child has none of the threads that might hold the lock, so it would wait for ever.
+    os.register_at_fork(after_in_child=lambda: globals().update(_one_large=threading.Lock()))
 
 
 def read_photo(file: Path | bytes, size: tuple[int, int], *, crop: Crop | None = None, mode: str = "RGB") -> Pixels:
