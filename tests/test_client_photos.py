@@ -112,9 +112,3 @@ def test_an_error_halfway_says_what_was_answered_and_debited(finite: Path, pixel
         assert own.value.__notes__ == ["32 photos were answered before, see the error's attribute 'answers'"]
         assert len(vars(own.value)["answers"]) == 32
         assert budget.spent("cara") == 3 * 32
-
-
-def test_rows_that_are_probabilities_get_no_second_softmax() -> None:
-    shares = np.array([0.25, 0.75], np.float32)
-    assert Answer("a", 1, shares, b"", None, are_shares=True).probabilities.tolist() == [0.25, 0.75]  # type: ignore[arg-type]
-    assert Answer("a", 1, shares, b"", None).probabilities[1] < 0.75  # type: ignore[arg-type]

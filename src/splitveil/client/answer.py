@@ -28,10 +28,9 @@ class Answer:
     Attributes:
         label: name of the class.
         index: of the class.
-        logits: (classes,), float32; of a model that ends in a softmax its probabilities.
+        logits: (classes,), float32.
         frame: the bytes that were sent of this photo.
         sent: the request that they were sent in.
-        are_shares: whether the logits are probabilities.
     """
 
     label: str
@@ -39,13 +38,10 @@ class Answer:
     logits: NDArray[np.float32] = field(repr=False)
     frame: bytes = field(repr=False)
     sent: Sent = field(repr=False)
-    are_shares: bool = field(default=False, repr=False)
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        """Softmax of the logits, (classes,); or these themselves, where the model ends in a softmax."""
-        if self.are_shares:
-            return self.logits.astype(np.float64)
+        """Softmax of the logits, (classes,)."""
         powers = np.exp(self.logits.astype(np.float64) - float(self.logits.max()))
         shares: NDArray[np.float64] = powers / powers.sum()
         return shares

@@ -162,10 +162,9 @@ class AsyncEdgeClient:
                 raise self._connection.refusal(reply)
             logits = read_logits(reply.body, reply.headers, rows, len(classes))
         sent = Sent(reply.request_bytes, rows, reply.attempts)
-        shares: bool = getattr(self._manifest, "probabilities", False)
         best = [int(row.argmax()) for row in logits]
         return [
-            Answer(classes[index], index, row, frame, sent, shares)
+            Answer(classes[index], index, row, frame, sent)
             for index, row, frame in zip(best, logits, frames, strict=True)
         ]
 
