@@ -12,6 +12,7 @@ from splitveil.bundle.manifest import (
     ServerManifest,
     identity_of,
 )
+from splitveil.bundle.memory import give_back_memory
 
 __all__ = [
     "NAME",
@@ -26,6 +27,7 @@ __all__ = [
     "check_free",
     "file_facts",
     "from_frames",
+    "give_back_memory",
     "identity_of",
     "read_edge",
     "read_server",

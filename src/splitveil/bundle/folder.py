@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -10,8 +10,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from splitveil.bundle.manifest import MANIFEST, SCHEMA_VERSION, SIGNATURE, EdgeManifest, File, ServerManifest
+from splitveil.bundle.memory import Content
 from splitveil.bundle.onnx import LARGEST_GRAPH, check_graph
-from splitveil.bundle.reading import read_file
+from splitveil.bundle.reading import read_file, read_to_load
 from splitveil.bundle.signing import check_signature, sign
 from splitveil.errors import BundleError, GraphError
 from splitveil.files import write_bytes
@@ -19,6 +20,7 @@ from splitveil.files import write_bytes
 LARGEST_MANIFEST = 10 * 2**20  # bytes; one of 65,535 components and all codings has a third of it
 LARGEST_PROFILE = 100 * 2**20  # bytes; a row has under a thousand
 M = TypeVar("M", EdgeManifest, ServerManifest)
+C = TypeVar("C", bound=Content)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,29 +29,38 @@ class Bundle(Generic[M]):
 
     Attributes:
         manifest: what it says of itself.
-        files: the content of each file, as it was when its SHA-256 was compared.
+        files: the content of each file, as it was when its SHA-256 was compared. One that was read to be loaded lacks
+            the graph's.
+        graph: the content of the graph's file.
     """
 
     manifest: M
     files: Mapping[str, bytes]
+    graph: Content
 
 
-def read_edge(folder: str | Path, *, public_key: str | Path | None = None) -> Bundle[EdgeManifest]:
+def read_edge(
+    folder: str | Path, *, public_key: str | Path | None = None, to_load: bool = False
+) -> Bundle[EdgeManifest]:
     """The edge bundle in a folder.
 
     Args:
         folder: what `splitveil export` wrote as ``edge``.
         public_key: PEM file of an Ed25519 key; the bundle must then carry its signature.
+        to_load: the bundle's graph is only to be loaded, once: where it is large, `Graph` gives back the memory of each
+            part of it as soon as it is loaded.
 
     Raises:
         BundleError: it is missing, damaged, incomplete, of another version or kind, or not signed as asked.
     """
-    return _read(Path(folder), EdgeManifest, public_key)
+    return _read(Path(folder), EdgeManifest, public_key, to_load)
 
 
-def read_server(folder: str | Path, *, public_key: str | Path | None = None) -> Bundle[ServerManifest]:
+def read_server(
+    folder: str | Path, *, public_key: str | Path | None = None, to_load: bool = False
+) -> Bundle[ServerManifest]:
     """The server bundle in a folder; see `read_edge`."""
-    return _read(Path(folder), ServerManifest, public_key)
+    return _read(Path(folder), ServerManifest, public_key, to_load)
 
 
 def write_bundle(
@@ -107,7 +118,7 @@ def file_facts(files: Mapping[str, bytes]) -> dict[str, File]:
     }
 
 
-def _read(folder: Path, model: type[M], public_key: str | Path | None) -> Bundle[M]:
+def _read(folder: Path, model: type[M], public_key: str | Path | None, to_load: bool) -> Bundle[M]:
     try:
         text = read_file(folder, MANIFEST, LARGEST_MANIFEST)
     except FileNotFoundError as error:
@@ -118,30 +129,34 @@ def _read(folder: Path, model: type[M], public_key: str | Path | None) -> Bundle
         check_signature(folder, text, Path(public_key))
     manifest = _manifest(folder, text, model)
     files: dict[str, bytes] = {}
-    for name, facts in manifest.files.items():
-        try:
-            content = read_file(folder, name, LARGEST_GRAPH if name == model.GRAPH else LARGEST_PROFILE, facts.bytes)
-        except FileNotFoundError as error:
-            raise BundleError(
-                f"{folder} is incomplete: it has no file {name}; name what 'splitveil export' wrote"
-            ) from error
-        if hashlib.sha256(content).hexdigest() != facts.sha256:
-            raise BundleError(f"{folder / name} is not what its bundle says it is: it was changed; export again")
-        files[name] = content
-    _check_contents(folder, manifest, files)
-    return Bundle(manifest, files)
+    if to_load:
+        graph: Content = _whole(folder, model.GRAPH, manifest, read_to_load)
+    else:
+        graph = files[model.GRAPH] = _whole(folder, model.GRAPH, manifest, read_file)
+    for name in manifest.files.keys() - {model.GRAPH}:
+        files[name] = _whole(folder, name, manifest, read_file)
+        _json(folder / name, files[name])
+    try:  # what is as it was signed may still be hostile
+        check_graph(graph, manifest.input_shape, manifest.output_shape)
+    except GraphError as error:
+        raise BundleError(f"{folder / model.GRAPH}: {error}") from error
+    return Bundle(manifest, files, graph)
 
 
-def _check_contents(folder: Path, manifest: EdgeManifest | ServerManifest, files: Mapping[str, bytes]) -> None:
-    """What is as it was signed may still be hostile."""
-    for name, content in files.items():
-        if name == manifest.GRAPH:
-            try:
-                check_graph(content, manifest.input_shape, manifest.output_shape)
-            except GraphError as error:
-                raise BundleError(f"{folder / name}: {error}") from error
-        else:
-            _json(folder / name, content)
+def _whole(
+    folder: Path, name: str, manifest: EdgeManifest | ServerManifest, read: Callable[[Path, str, int, int], C]
+) -> C:
+    """The content of a file, if it is what the manifest says it is."""
+    facts = manifest.files[name]
+    try:
+        content = read(folder, name, LARGEST_GRAPH if name == manifest.GRAPH else LARGEST_PROFILE, facts.bytes)
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{folder} is incomplete: it has no file {name}; name what 'splitveil export' wrote"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != facts.sha256:
+        raise BundleError(f"{folder / name} is not what its bundle says it is: it was changed; export again")
+    return content
 
 
 def _json(path: Path, text: bytes) -> Any:

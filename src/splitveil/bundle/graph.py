@@ -1,13 +1,12 @@
 """A bundle's graph, run by ONNX Runtime."""
 
-import contextlib
-import ctypes
 import os
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splitveil.bundle.memory import Content, give_back_memory, handed_over
 from splitveil.bundle.onnx import check_graph
 from splitveil.bundle.runtime import ort
 from splitveil.bundle.watchdog import WATCHDOG
@@ -28,7 +27,8 @@ class Graph:
     """One float32 tensor in, one float32 tensor out, any batch size.
 
     Args:
-        content: bytes of an ONNX file whose SHA-256 was compared. They are checked before ONNX Runtime gets them.
+        content: bytes of an ONNX file whose SHA-256 was compared. They are checked before ONNX Runtime gets them. What
+            `read_edge` and `read_server` have read to be loaded is empty afterwards.
         input_shape: shape of one input row.
         output_shape: shape of one output row.
         threads: of ONNX Runtime within one operator; 0: one per core.
@@ -38,7 +38,7 @@ class Graph:
     """
 
     def __init__(
-        self, content: bytes, input_shape: Sequence[int], output_shape: Sequence[int], threads: int = 1
+        self, content: Content, input_shape: Sequence[int], output_shape: Sequence[int], threads: int = 1
     ) -> None:
         self._work = check_graph(content, input_shape, output_shape)
         options = ort.SessionOptions()
@@ -73,7 +73,7 @@ class Graph:
         return np.asarray(found[0])
 
 
-def _session(content: bytes, options: ort.SessionOptions, seconds: float) -> ort.InferenceSession:
+def _session(content: Content, options: ort.SessionOptions, seconds: float) -> ort.InferenceSession:
     """ONNX Runtime's session, made within so many seconds; raises `BundleError` otherwise."""
     late = False
 
@@ -85,7 +85,9 @@ def _session(content: bytes, options: ort.SessionOptions, seconds: float) -> ort
 
     watched = WATCHDOG.begin(seconds, stop)
     try:
-        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        with handed_over(content) as model:
+            # Without a second attempt, which would begin to read a pipe where the first one stopped.
+            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises classes of its own that share no base
         reason = "it took too long, and was stopped" if late else _line(error)
         raise BundleError(f"a graph cannot be loaded ({reason}); export again") from error
@@ -93,9 +95,7 @@ def _session(content: bytes, options: ort.SessionOptions, seconds: float) -> ort
         WATCHDOG.end(watched)
     # The session keeps the file's bytes, to begin anew on another device, which there is not.
     session._model_bytes = None
-    # Loading takes several copies of the weights; the C library would keep their memory for later.
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_memory()
     return session
 
 

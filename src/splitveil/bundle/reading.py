@@ -1,9 +1,13 @@
 """The files of a bundle's folder: opened once, never through a link, sized before they are read."""
 
+import contextlib
+import io
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
+from splitveil.bundle.memory import Content, releasable
 from splitveil.errors import BundleError
 
 # Without waiting: who opens a pipe otherwise waits for its writer. Windows has neither flag, but needs the third.
@@ -28,6 +32,23 @@ def read_file(folder: Path, name: str, most: int, size: int | None = None) -> by
         FileNotFoundError: there is no such file.
         BundleError: it is a link, a pipe or the like, of another size, or cannot be read.
     """
+    with _opened(folder, name, most, size) as (file, length):
+        return file.read(length)
+
+
+def read_to_load(folder: Path, name: str, most: int, size: int) -> Content:
+    """As `read_file`; a large file comes as memory that is given back while it is loaded."""
+    with _opened(folder, name, most, size) as (file, length):
+        memory = releasable(length)
+        if memory is None:
+            return file.read(length)
+        file.readinto(memory)  # a file that was cut meanwhile leaves zeros, of another SHA-256
+        return memory
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, name: str, most: int, size: int | None) -> Iterator[tuple[io.BufferedReader, int]]:
+    """A file and its length in bytes; raises as `read_file` does."""
     path = folder / name
     try:
         with os.fdopen(os.open(path, _FLAGS), "rb") as file:
@@ -41,7 +62,7 @@ def read_file(folder: Path, name: str, most: int, size: int | None = None) -> by
                 )
             if facts.st_size > most:
                 raise BundleError(f"{path} has {facts.st_size} bytes, but at most {most} are read; export again")
-            return file.read(facts.st_size)
+            yield file, facts.st_size
     except FileNotFoundError:
         raise
     except NotADirectoryError as error:

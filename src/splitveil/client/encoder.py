@@ -69,7 +69,7 @@ class EdgeEncoder:
         public_key: str | Path | None = None,
         threads: int = 1,
     ) -> None:
-        found = read_edge(edge_folder(bundle), public_key=public_key)
+        found = read_edge(edge_folder(bundle), public_key=public_key, to_load=threads == 1)
         self.manifest: EdgeManifest = found.manifest
         policy, messages = found.manifest.policy, found.manifest.messages
         self.m = policy.m if m is None else m
@@ -79,8 +79,8 @@ class EdgeEncoder:
         outside = (messages.components, *messages.positions)
         self._shapes, self._threads = (found.manifest.picture.shape, outside), threads
         # ONNX Runtime's own threads are missing in a child, which makes the graph anew from this.
-        self._content = b"" if threads == 1 else found.files["edge.onnx"]
-        self._graph, self._process = Graph(found.files["edge.onnx"], *self._shapes, threads), os.getpid()
+        self._content = found.files.get("edge.onnx", b"")
+        self._graph, self._process = Graph(found.graph, *self._shapes, threads), os.getpid()
         keep_in_children(self._graph)
 
     def frames(self, photos: Iterable[Photo]) -> list[bytes]:

@@ -1,6 +1,5 @@
 """One loaded server bundle: checked, warmed, ready to answer."""
 
-import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,19 +95,12 @@ class Model:
         return min(taken)
 
 
-def give_back_memory() -> None:
-    """Return to the system what was freed: the GNU C library keeps much of it, above all that of other threads."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 def _read(folder: Path, settings: Settings) -> tuple[ServerManifest, Graph]:
-    """The bytes of the bundle are gone on return: the graph has its own."""
-    bundle = read_server(folder, public_key=settings.public_key)
+    """The bundle of a folder; its graph is in memory once."""
+    bundle = read_server(folder, public_key=settings.public_key, to_load=True)
     messages = bundle.manifest.messages
     inside = (messages.components, *messages.positions)
-    graph = Graph(bundle.files["server.onnx"], inside, (bundle.manifest.n_classes,), settings.threads)
+    graph = Graph(bundle.graph, inside, (bundle.manifest.n_classes,), settings.threads)
     return bundle.manifest, graph
 
 

@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from splitveil.bundle import give_back_memory
 from splitveil.errors import BundleError, ServeError
 from splitveil.files import is_there
 from splitveil.serve.changes import Change, Changes
 from splitveil.serve.folders import folders_in, look, versions_in
 from splitveil.serve.logs import own
 from splitveil.serve.metrics import Metrics
-from splitveil.serve.model import Model, give_back_memory
+from splitveil.serve.model import Model
 from splitveil.serve.refusal import RefusedError
 from splitveil.serve.settings import Settings
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from splitveil.bundle.memory import Content
 from splitveil.bundle.onnx.call import MOST_KNOWN, Call, MisfitError, Value
 from splitveil.bundle.onnx.model import Model, read_model
 from splitveil.bundle.onnx.operators import OPERATORS
@@ -16,7 +17,7 @@ MOST_MEMORY = 2**30  # bytes of values that are in use at once, per row; a U-Net
 MOST_WORK = 10**12  # multiplications per row, half a minute of one core; the largest vision transformers have a fifth
 
 
-def check_graph(content: bytes, inside: Sequence[int], outside: Sequence[int]) -> int:
+def check_graph(content: Content, inside: Sequence[int], outside: Sequence[int]) -> int:
     """See that a file is a graph of the kind that `splitveil export` writes, and that running it stays within bounds.
 
     Args:

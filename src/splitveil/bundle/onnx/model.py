@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from splitveil.bundle.memory import Content
 from splitveil.bundle.onnx.call import DTYPES, MOST_AXES
 from splitveil.bundle.onnx.operators import OPERATORS, Kind
 from splitveil.bundle.onnx.protobuf import BYTES, FLOAT, INT, TEXT, Field, Schema, read
@@ -93,7 +94,7 @@ class Model:
     output: str
 
 
-def read_model(content: bytes, inside: Sequence[int], outside: Sequence[int]) -> Model:
+def read_model(content: Content, inside: Sequence[int], outside: Sequence[int]) -> Model:
     """The graph in a file.
 
     Args:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from splitveil.bundle.memory import Content
 from splitveil.errors import GraphError
 
 INT, FLOAT, TEXT, BYTES = "int", "float", "text", "bytes"
@@ -34,7 +35,7 @@ Schema = Mapping[int, Field | str]
 """By number; a text says why a field is refused that ONNX has."""
 
 
-def read(schema: Schema, data: bytes, place: str) -> dict[str, Any]:
+def read(schema: Schema, data: Content, place: str) -> dict[str, Any]:
     """The fields of a message by name; what is repeated is a list, what is optional and absent is missing.
 
     Fields come in the order of their numbers, as all known writers put them; numbers have no byte too many; nothing is
