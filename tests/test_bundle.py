@@ -108,6 +108,9 @@ def test_a_missing_file_is_named(bundle: Path, side: str) -> None:
         (lambda c: c["messages"].update(codings=["int8", "int8"]), "named twice"),
         (lambda c: c["messages"].update(codings=["float32"]), "every integer coding has scales"),
         (lambda c: c["messages"]["scales"].update(int8=[-1.0] * 8), "scales"),
+        (lambda c: c["messages"]["scales"].update(int8=[1e39] * 8), "scales"),  # more than float32 can hold
+        (lambda c: c["messages"]["scales"].update(int8=[1e38] * 8), "scales"),  # 127 times of it are
+        (lambda c: c["messages"]["scales"].update(int8=[1e-46] * 8), "scales"),  # zero to float32
         (lambda c: c["messages"].update(certified=True), "exactly one coding"),
         (lambda c: c["messages"].update(positions=[300, 300]), "do not fit into a frame"),
         (lambda c: c.update(identity="0" * 64), "identity is not that of this graph"),

@@ -26,7 +26,8 @@ Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 NAME = "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Scale = Annotated[float, Field(gt=0)]
+# What float32 can hold, and its product with the largest integer too: a coefficient would be infinite, or always zero.
+Scale = Annotated[float, Field(ge=2.0**-149, le=2.0**120)]
 
 
 class _Strict(BaseModel):
