@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RELEASE := .venv-release
 
-.PHONY: setup system demo test lint pytest benchmarks example measurements lock audit release-check clean
+.PHONY: setup system demo test lint pytest fuzz fuzz-quick benchmarks example measurements lock audit release-check clean
 
 setup: $(VENV)/.installed
 
@@ -28,7 +28,7 @@ system:
 demo: setup
 	$(BIN)/splitveil demo --out runs/demo
 
-test: lint pytest
+test: lint pytest fuzz-quick
 
 lint: setup
 	$(BIN)/ruff check .
@@ -38,6 +38,14 @@ lint: setup
 # In the order of their names: by the number of their tests the files with the longest ones would come last, alone.
 pytest: setup
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+# Ten million cases, about an hour on two cores; Ctrl-C, and it goes on at the next call. Rows go to tests/fuzz/runs.csv.
+fuzz: setup
+	$(BIN)/python tests/fuzz mix --cases 10000000 --record
+
+# A million, about two minutes.
+fuzz-quick: setup
+	$(BIN)/python tests/fuzz mix --cases 1000000
 
 benchmarks: setup
 	$(BIN)/python benchmarks/factorise.py --out benchmarks/results/factorise.json

@@ -1,6 +1,4 @@
-"""Graphs mutated by structure, and what must hold of each that is accepted; `case` and `check` are a fuzzing target.
-
-    python tests/fuzz_graph.py [cases, 10,000 where not given] [seed]
+"""Graphs mutated by structure, and what must hold of each that is accepted.
 
 A case is a graph that is changed where its encoding has a structure: fields doubled, dropped, moved, given another
 number, wire type or value, put into others; numbers and tags written with more bytes than they need; data in other
@@ -10,9 +8,8 @@ files, in every spelling. `check` gives what our reader accepts to two others, t
 import contextlib
 import os
 import random
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -25,6 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from splitveil.bundle import Graph
 from splitveil.bundle.onnx import check_graph
 from splitveil.errors import BundleError, GraphError
+
+from .target import Target, change_bytes
 
 SECRET = b"secret of a file"  # 16 bytes, which are four floats
 FOLDER = Path(tempfile.gettempdir()) / f"fuzz_graph_{os.getuid()}"
@@ -61,8 +60,8 @@ def varint(value: int, spare: int = 0) -> bytes:
     return bytes([*found, value])
 
 
-def parts(data: bytes, kind: int) -> list[Part]:
-    """A valid message taken apart."""
+def parts(data: bytes, kind: int, messages_in: Mapping[int, Mapping[int, int]] = INNER) -> list[Part]:
+    """A valid message taken apart, and the messages that are in it."""
     found, at = [], 0
 
     def number() -> int:
@@ -83,8 +82,8 @@ def parts(data: bytes, kind: int) -> list[Part]:
             continue
         length = 4 if tag % 8 == 5 else number()
         value, at = data[at : at + length], at + length
-        inner = INNER[kind].get(tag >> 3)
-        found.append(Part(tag >> 3, tag % 8, value if inner is None else parts(value, inner), inner))
+        inner = messages_in[kind].get(tag >> 3)
+        found.append(Part(tag >> 3, tag % 8, value if inner is None else parts(value, inner, messages_in), inner))
     return found
 
 
@@ -162,7 +161,7 @@ def mutate(model: list[Part], rng: random.Random) -> None:
     elif choice == 9 and isinstance(message[place].value, int):
         message[place] = message[place]._replace(value=rng.choice(LEAVES))
     elif choice == 10 and isinstance(message[place].value, bytes):
-        data = bytearray(message[place].value)  # type: ignore[arg-type]
+        data = bytearray(message[place].value)
         if data:
             data[rng.randrange(len(data))] = rng.randrange(256)
         message[place] = message[place]._replace(
@@ -246,7 +245,7 @@ def check(content: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def inside_a_folder_with_a_secret():  # type: ignore[no-untyped-def]
+def inside_a_folder_with_a_secret():
     """Where a graph that reads files would find one."""
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / "token").write_bytes(SECRET)
@@ -258,19 +257,22 @@ def inside_a_folder_with_a_secret():  # type: ignore[no-untyped-def]
         os.chdir(before)
 
 
-def main(count: int = 10_000, seed: int = 0, report: Callable[[str], object] = print) -> int:
-    """So many cases; how many of them were accepted."""
-    accepted = 0
-    for number in range(count):
-        content = case(random.Random(f"{seed}/{number}"))
+class Graphs(Target):
+    """`splitveil.bundle.Graph`, and its check before it."""
+
+    def seeds(self) -> Sequence[bytes]:
+        return seeds()
+
+    def case(self, rng: random.Random) -> bytes:
+        return case(rng)
+
+    def mutate(self, data: bytes, rng: random.Random) -> bytes:
         try:
-            accepted += check(content)
-        except BaseException:
-            report(f"case {seed}/{number}: {content.hex()}")
-            raise
-    report(f"{count} graphs, {accepted} accepted")
-    return accepted
+            model = parts(data, MODEL)
+        except (IndexError, KeyError):  # no longer a message
+            return change_bytes(data, rng)
+        mutate(model, rng)
+        return joined(model)
 
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    def check(self, data: bytes) -> None:
+        check(data)
