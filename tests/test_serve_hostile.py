@@ -18,6 +18,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
+from fuzz.http2 import END_HEADERS, HEADERS, PREFACE, RESET, SETTINGS, Part, header, written
 from made_server import HANGING, Half, Server, server_bundle, serving
 
 MIB = 2**20
@@ -383,3 +384,46 @@ def test_gzip_of_several_members_or_with_a_tail_is_refused(server: Server, half:
     for bad in (body + body, body + b"tail"):
         reply = httpx.post(server.rest + INFER, verify=False, content=bad, headers={"Content-Encoding": "gzip"})
         assert reply.status_code == 400
+
+
+def test_a_path_that_is_no_text_ends_no_port(server: Server, half: Half) -> None:
+    """gRPC must go on, and what it prints of each such call is a line of the log, under its bounds."""
+    fields = ((b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"x"), (b":path", b"/\xfe"),
+              (b"te", b"trailers"), (b"content-type", b"application/grpc"))  # fmt: skip
+    block = b"".join(header(*field) for field in fields)
+    call = [Part(SETTINGS, 0, 0, b""), Part(HEADERS, END_HEADERS, 1, block)]
+    host, port = server.grpc.split(":")
+    before = len(server.log)
+    for broken_off in (False, True):
+        for _ in range(20):
+            with closing(socket.create_connection((host, int(port)), timeout=HANGING)) as connection:
+                connection.sendall(PREFACE + written(call + [Part(RESET, 0, 1, bytes(4))] * broken_off))
+                connection.shutdown(socket.SHUT_WR)
+                everything(connection)
+    with triton_grpc.InferenceServerClient(server.grpc) as client:
+        tensor = triton_grpc.InferInput("coefficients", [1, 6], "FP32")
+        tensor.set_data_from_numpy(half.random(1, 6))
+        found = client.infer("made", [tensor], client_timeout=HANGING).as_numpy("logits")
+    assert np.allclose(found, half.logits(half.random(1, 6)), 1e-4, 1e-4)
+    assert server.events("ready")  # every line is one object
+    assert len(server.log) - before < 64_000
+
+
+def test_what_is_no_json_and_no_number_is_refused(server: Server, half: Half) -> None:
+    frame = json.dumps({"name": "frame", "datatype": "UINT8", "shape": [1, 2], "data": [1, 2]})
+    reply = httpx.post(server.rest + INFER, content=question(half)[:-1] + b', "x": NaN}', timeout=HANGING)
+    assert (reply.status_code, "no JSON" in reply.text) == (400, True)
+    for data in ("[1, true]", "[false, 2]", "[[true, 2]]"):
+        body = f'{{"inputs": [{frame.replace("[1, 2]}", data + "}")}]}}'
+        reply = httpx.post(server.rest + INFER, content=body.encode(), timeout=HANGING)
+        assert (reply.status_code, "no UINT8" in reply.text) == (400, True)
+
+
+def test_nothing_is_written_behind_a_refusal(server: Server, half: Half) -> None:
+    """Such as the word that a body may come, whose head was good and whose chunks are none."""
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n" % INFER.encode()
+    with closing(connect(server)) as connection:
+        connection.sendall(head + b"no chunk\r\n")
+        assert everything(connection).startswith(b"HTTP/1.1 400 ")
+    assert answers(server, half)
+    assert not server.events("lost exception")

@@ -1,5 +1,6 @@
 """Structured logs: one JSON object per line on stderr, written by a thread, and never more than a disk can take."""
 
+import io
 import json
 import logging
 import os
@@ -149,11 +150,13 @@ class Lines(logging.Handler):
 @contextmanager
 def logging_to_stderr(level: str = "INFO") -> Iterator[Lines]:
     """Send all that this process logs to stderr as JSON lines: warnings and lost exceptions too."""
-    handler = Lines(sys.stderr.fileno())
+    plain = sys.stderr
+    handler = Lines(plain.fileno())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
     logging.captureWarnings(True)
+    sys.stderr = _Printed()
     sys.unraisablehook = lambda lost: _lost(lost.exc_value)
     threading.excepthook = lambda lost: _lost(lost.exc_value)
     # What uvicorn says of each stranger's bad request is counted by the metrics.
@@ -161,10 +164,21 @@ def logging_to_stderr(level: str = "INFO") -> Iterator[Lines]:
     try:
         yield handler
     finally:
+        sys.stderr = plain
         root.handlers[:] = [logging.NullHandler()]  # without any, Python would print what comes now as it is
         handler.close()
         sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
         logging.captureWarnings(False)
+
+
+class _Printed(io.TextIOBase):
+    """In place of stderr: what a library prints, as gRPC prints tracebacks of calls that strangers break off."""
+
+    def write(self, text: str, /) -> int:
+        """A line of the log for each of the text, under the same budget as all others."""
+        for line in filter(None, map(str.strip, text.splitlines())):
+            _log.warning("printed by a library", extra={"fields": {"text": line}})
+        return len(text)
 
 
 def _lost(error: BaseException | None) -> None:

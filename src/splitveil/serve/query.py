@@ -127,6 +127,8 @@ def _octets(tensor: Tensor, shape: list[int]) -> bytes:
             "invalid", f"input '{tensor.name}' has {len(tensor.data)} bytes, which is not its shape {shape}"
         )
     try:
+        if not isinstance(tensor.data, bytes | memoryview) and bool in set(map(type, tensor.data)):
+            raise TypeError  # true is an int to Python, but no number to the protocol
         return bytes(tensor.data)
     except (TypeError, ValueError) as error:
         raise RefusedError("invalid", f"input '{tensor.name}' holds values that are no UINT8") from error

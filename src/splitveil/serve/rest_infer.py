@@ -121,7 +121,7 @@ def parse_object(text: bytes | bytearray, numbers: int) -> dict[str, Any]:
             "send fewer rows, or the numbers as binary tensors"
         )  # fmt: skip
     try:
-        content = from_json(text)
+        content = from_json(text, allow_inf_nan=False)
     except ValueError:  # its text may quote what was sent
         raise RefusedError(
             "invalid", "the request is no JSON (see the header inference-header-content-length)"

@@ -14,10 +14,13 @@ class Joined:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
         self._held: list[bytes] = []
+        self._ended = False
         self.is_closing, self.abort = transport.is_closing, transport.abort
 
     def write(self, data: bytes) -> None:
-        """Send it in this turn of the loop."""
+        """Send it in this turn of the loop; nothing, once the last was sent."""
+        if self._ended:
+            return  # an application that reads on would ask the client to send its body
         if not self._held:
             self._loop.call_soon(self.flush)  # at the latest
         self._held.append(data)
@@ -31,6 +34,7 @@ class Joined:
     def end_writing(self) -> None:
         """Send it, and that it was the last."""
         self.flush()
+        self._ended = True
         if not self._transport.is_closing():
             self._transport.write_eof()
 
