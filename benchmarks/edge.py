@@ -86,7 +86,8 @@ def cut_graphs(data: str, cut: int, m: int) -> tuple[SplitModel, dict[str, Graph
         "nothing": (Nothing(), z, (1,)),
     }
     graphs = {
-        name: Graph(to_onnx(module, x, "x", "y"), x.shape[1:], outside) for name, (module, x, outside) in parts.items()
+        name: Graph(to_onnx(module, x, "x", "y").content, x.shape[1:], outside)
+        for name, (module, x, outside) in parts.items()
     }
     return split, graphs, {name: tuple(x.shape[1:]) for name, (_, x, _) in parts.items()}
 

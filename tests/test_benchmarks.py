@@ -30,8 +30,12 @@ SMALL = {
         ("--rounds", "1", "--seconds", "0.1"),
         {"BATCHING": {"as it comes": ()}, "BATCHING_MODES": ("8 connections, HTTP binary",)},
     ),
+    "attacks": (("--rounds", "1", "--seconds", "0.3", "--attacks", "half-closes"), {}),
 }  # fmt: skip
-MUST_HOLD = {"factorise": "rows", "training": "ratios", "adversaries": "in all", "edge": "times", "serving": "medians"}
+MUST_HOLD = {
+    "factorise": "rows", "training": "ratios", "adversaries": "in all", "edge": "times", "serving": "medians",
+    "attacks": "ratio_of_p99_to_idle",
+}  # fmt: skip
 
 
 @pytest.fixture

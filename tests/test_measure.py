@@ -318,6 +318,14 @@ def test_data_without_hidden_attributes_says_so(split, data, factors):
 def test_real_raw_features_are_attacked_far_above_the_prior(data_root, name, options, hidden, margin):
     """One that cannot learn from the raw feature is broken. The whole suite, on a briefly trained network."""
     data = sv.load_data(name, root=data_root, **options)
+    few = slice(0, 2000)  # as many as a planted secret needs; the rest takes a minute more
+    part = data.train
+    data = dataclasses.replace(
+        data,
+        train=dataclasses.replace(
+            part, pixels=part.pixels[few], y=part.y[few], hidden={key: rows[few] for key, rows in part.hidden.items()}
+        ),
+    )
     torch.manual_seed(0)
     model = sv.Table1Net(data.input_shape, data.n_classes)
     sv.fit(model, data, sv.Recipe(epochs=1))

@@ -196,6 +196,7 @@ def cell(**changes: Any) -> PointsCell:
     return replace(first, **changes)
 
 
+@pytest.mark.filterwarnings("ignore:'other' follows from the target:splitveil.obfuscate.PrivacyWarning")
 def test_a_cell_of_ours_holds_what_leakage_gives(few: sv.Dataset, place: Place) -> None:
     shares: list[float] = []
     one = cell(settings=({"m": 8}, {"m": 1}), hidden=("digit", "other"))

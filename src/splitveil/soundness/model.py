@@ -37,8 +37,8 @@ def check_model(split: SplitModel, images: Part | Tensor) -> Tensor:
     check_precision(split.model)
     with torch.no_grad():
         batch, others = _pictures(images)
-        split.verify(batch)
         given = f"images of shape {tuple(batch.shape[1:])}"
+        split.verify(batch)
         rows = _checked(split.client, Rows.of(batch.to(split.device), others), "client", "message", given)
         check_float32(rows.batch, f"the feature at {split.at!r} is")
         return _checked(split.server, rows, "server", "answer", given).batch

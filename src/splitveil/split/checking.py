@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from splitveil.errors import SplitError
+from splitveil.errors import ModelError, SplitError
 from splitveil.models import Table1Net
 from splitveil.models.dice import drawing_operation, generator_states
 from splitveil.split.tracing import undisturbed
@@ -21,6 +21,8 @@ _TOLERANCE = 1e-3  # of the largest answer; on a CPU the halves are the model to
 
 def check(model: nn.Module, client: nn.Module, server: nn.Module, images: Tensor, at: int | str) -> None:
     """Raise `SplitError` unless the halves answer images as the model does, and alike from call to call.
+
+    Where the model itself cannot read the images, that is a `ModelError`.
 
     Args:
         model: in evaluation mode; its buffers are left as they are.
@@ -111,6 +113,8 @@ def _run(module: nn.Module, batch: Tensor, what: str) -> Tensor:
         answer = module(batch.clone())
     except Exception as error:  # whatever the user's own code raises
         reason = " ".join(str(error).split())[:200]
+        if what == "model":  # whatever the halves do
+            raise ModelError(f"the model cannot read images of shape {tuple(batch.shape[1:])} ({reason})") from error
         raise SplitError(
             f"the {what} cannot take tensors of shape {tuple(batch.shape)} ({type(error).__name__}: {reason})"
         ) from error
