@@ -118,7 +118,7 @@ class Grpc(Served):
 
     def _answer(self, number: int, message: bytes) -> bytes | None:
         try:
-            found: bytes = self._calls[number](message, timeout=PATIENCE)
+            found: bytes = self._calls[number](message, timeout=PATIENCE, wait_for_ready=True)
         except grpc.RpcError as error:
             assert error.code() in CODES, f"{error.code()}: {error.details()}"
             return None

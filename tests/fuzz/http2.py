@@ -177,7 +177,9 @@ class Http2(Served):
         super().settle()
         if hasattr(self, "_honest"):
             rows = [[0.25] * COMPONENTS]
-            answer = self._honest(service_pb2.ModelInferRequest.FromString(self._question()), timeout=PATIENCE)
+            answer = self._honest(
+                service_pb2.ModelInferRequest.FromString(self._question()), timeout=PATIENCE, wait_for_ready=True
+            )
             self.check_logits(struct.unpack("<4f", answer.raw_output_contents[0]), rows)
 
     def _question(self) -> bytes:

@@ -50,6 +50,9 @@ class Metrics:
         ProcessCollector(registry=self.registry)  # open and most descriptors, memory, processor
         self.in_flight = Gauge("splitveil_requests_in_flight", "Being answered now.", registry=self.registry)
         self.connections = Gauge("splitveil_open_connections", "Of the protocol.", ["protocol"], registry=self.registry)
+        self.reopened = Counter(
+            "splitveil_grpc_port_reopened", "Times that gRPC's library ended its port.", registry=self.registry
+        )
         self.exhausted = Counter(
             "splitveil_descriptors_exhausted", "Looks at which no file descriptor was free.", registry=self.registry
         )

@@ -13,15 +13,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import grpc
 from starlette.applications import Starlette
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from splitveil.errors import ServeError
 from splitveil.serve.connection import Connection
-from splitveil.serve.grpc_calls import Bounded
-from splitveil.serve.grpc_handlers import grpc_handlers
+from splitveil.serve.grpc_port import grpc_port
 from splitveil.serve.logs import own, places
 from splitveil.serve.reload import reload_when_asked, watch
 from splitveil.serve.repository import Models
@@ -30,7 +28,6 @@ from splitveil.serve.service import Service
 from splitveil.serve.settings import Settings
 from splitveil.serve.shares import Pool
 from splitveil.serve.signals import listening
-from splitveil.serve.strict import LONGEST_HEAD
 from splitveil.serve.tls import Certificates, certificates
 
 QUIET_SECONDS = 0.3
@@ -40,7 +37,6 @@ OTHER_FILES = 256
 """File descriptors beside those of connections."""
 HEALTH_CONNECTIONS = 64
 """Of the port for probes, which are few."""
-CALLS_PER_CONNECTION = 100
 
 _log = logging.getLogger("splitveil.serve")
 
@@ -77,7 +73,7 @@ async def serve(models: Models, settings: Settings, on_ready: Callable[[Addresse
         _log.warning(sentence, extra=own())
     service.most_files = _allow_files(2 * settings.max_connections + OTHER_FILES)
     with listening() as asked:
-        async with _http(service, certified) as http, _grpc(service, certified) as rpc, _health(service) as health:
+        async with _http(service, certified) as http, grpc_port(service, certified) as rpc, _health(service) as health:
             addresses = Addresses(http.url, rpc.address, health)
             on_ready(addresses)
             _log.info("ready", extra=own(**asdict(addresses)))
@@ -89,7 +85,7 @@ async def serve(models: Models, settings: Settings, on_ready: Callable[[Addresse
             _log.info("draining", extra=own())
             for task in reloading:
                 task.cancel()
-            await asyncio.gather(http.drain(), rpc.drain())
+            await asyncio.gather(http.drain(), rpc.drain(QUIET_SECONDS))
     _log.info("stopped", extra=own())
 
 
@@ -114,17 +110,6 @@ class _Http:
                     await asyncio.sleep(CHECK_SECONDS)
         for connection in list(self._connections):
             connection.transport.abort()
-
-
-class _Grpc:
-    def __init__(self, service: Service, server: Any, port: int) -> None:
-        self._service, self._server = service, server
-        self.address = f"{_bracketed(service.settings.host)}:{port}"
-
-    async def drain(self) -> None:
-        """Let no new call in, and answer the others."""
-        await asyncio.sleep(QUIET_SECONDS)
-        await self._server.stop(self._service.settings.drain)
 
 
 @asynccontextmanager
@@ -179,42 +164,6 @@ async def _opened(
         server.close()
         for connection in list(connections):
             connection.transport.abort()
-
-
-@asynccontextmanager
-async def _grpc(service: Service, certified: Certificates | None) -> AsyncIterator[_Grpc]:
-    settings = service.settings
-    milliseconds = int(settings.timeout * 1000)
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", settings.max_body),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", LONGEST_HEAD),
-            ("grpc.absolute_max_metadata_size", LONGEST_HEAD),
-            ("grpc.max_concurrent_streams", CALLS_PER_CONNECTION),
-            ("grpc.max_allowed_incoming_connections", settings.max_connections),
-            ("grpc.server_handshake_timeout_ms", milliseconds),
-            ("grpc.max_connection_idle_ms", int(settings.keep_alive * 1000)),
-            ("grpc.keepalive_time_ms", max(milliseconds, 10_000)),
-            ("grpc.keepalive_timeout_ms", milliseconds),
-            ("grpc.so_reuseport", 0),  # or two servers would share a port without knowing
-        ],
-        maximum_concurrent_rpcs=settings.max_connections,
-    )
-    server.add_generic_rpc_handlers([Bounded(service, grpc_handlers(service))])
-    address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
-    credentials = certified.grpc() if certified else None
-    try:
-        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise ServeError(f"cannot listen on {address} for gRPC; choose another address or port") from error
-    if not port:
-        raise ServeError(f"cannot listen on {address} for gRPC; choose another address or port")
-    await server.start()
-    try:
-        yield _Grpc(service, server, port)
-    finally:
-        await server.stop(None)
 
 
 def _lost(service: Service, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
