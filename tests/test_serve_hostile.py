@@ -393,7 +393,7 @@ def connected(host: str, port: int) -> socket.socket:
     while True:
         try:
             return socket.create_connection((host, port), timeout=HANGING)
-        except ConnectionRefusedError:
+        except ConnectionError:
             assert time.monotonic() < end
             time.sleep(0.001)
 
@@ -408,7 +408,7 @@ def test_a_path_that_is_no_text_ends_no_port(server: Server, half: Half) -> None
     before = len(server.log)
     for broken_off in (False, True):
         for _ in range(20):
-            with closing(connected(host, int(port))) as connection:
+            with closing(connected(host, int(port))) as connection, contextlib.suppress(OSError):  # ended with the port
                 connection.sendall(PREFACE + written(call + [Part(RESET, 0, 1, bytes(4))] * broken_off))
                 connection.shutdown(socket.SHUT_WR)
                 everything(connection)
@@ -420,9 +420,10 @@ def test_a_path_that_is_no_text_ends_no_port(server: Server, half: Half) -> None
             try:
                 found = client.infer("made", [tensor], client_timeout=HANGING).as_numpy("logits")
                 break
-            except InferenceServerException as error:  # for which clients ask again
-                assert error.status() == "StatusCode.UNAVAILABLE"
-                assert time.monotonic() < end
+            except InferenceServerException as error:
+                # For which clients ask again.
+                if error.status() != "StatusCode.UNAVAILABLE" or time.monotonic() > end:
+                    raise
     assert np.allclose(found, half.logits(half.random(1, 6)), 1e-4, 1e-4)
     assert server.events("ready")  # every line is one object
     assert len(server.log) - before < 64_000

@@ -54,7 +54,7 @@ class Served(Target):
             try:
                 connection = socket.create_connection((host, int(port)), timeout=PATIENCE)
                 break
-            except ConnectionRefusedError:  # gRPC's port may just be opened again
+            except ConnectionError:  # gRPC's port may just be opened again
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.001)
