@@ -91,7 +91,7 @@ def write_bundle(
 
 
 def check_free(folder: Path) -> None:
-    """Raises `BundleError` where a folder holds what is no bundle."""
+    """Raises `BundleError` where a folder holds something other than a bundle."""
     try:
         if in_the_way := [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]:
             raise BundleError(f"{in_the_way[0]} is a file, where a folder is needed; choose another folder")
